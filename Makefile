@@ -1,0 +1,48 @@
+# `make` alone lists the targets. Everything runs in .venv, which the first target that needs it creates.
+
+PYTHON ?= python3
+DATA =
+OUT = paper_figures/out
+PRESET = quick
+PYTEST_WORKERS ?= 2
+
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help reproduce test lint notebooks clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+reproduce: $(INSTALLED) ## train, evaluate, draw: everything into OUT= (DATA=folder, PRESET=quick|small)
+	$(BIN)/sapo run --preset $(PRESET) --out "$(OUT)" $(if $(DATA),--data "$(DATA)")
+	$(BIN)/sapo figures --out "$(OUT)"
+
+# One thread a worker: more only fight over the cores. No test needs the network.
+test: $(INSTALLED) ## all tests, with the coverage of sapo/ (PYTEST_WORKERS=2)
+	SAPO_FAST=1 OMP_NUM_THREADS=1 MPLBACKEND=Agg HF_HUB_OFFLINE=1 \
+		$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist worksteal --cov=sapo --cov-report=term
+
+lint: $(INSTALLED) ## ruff check, ruff format, mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+notebooks: $(INSTALLED) ## the notebooks in JupyterLab
+	$(BIN)/jupyter lab notebooks/
+
+clean: ## remove caches and build files; .venv and results stay
+	rm -rf build dist *.egg-info .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -path ./.venv -prune -o -type d \( -name __pycache__ -o -name .ipynb_checkpoints \) -exec rm -rf {} +
+
+# The stamp is written last, so an interrupted installation is taken up again by the next `make`.
+# `torch==2.13.0` also admits 2.13.0+cpu, which pip prefers where its own configuration offers it (PIP_FIND_LINKS, say).
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { \
+		$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { \
+			echo "sapo needs Python 3.11 to 3.13, and $(PYTHON) is not: make ... PYTHON=python3.12 names another." >&2; exit 1; }; \
+		$(PYTHON) -m venv --clear .venv; }
+	@echo "Installing sapo into .venv: some minutes the first time."
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $@
