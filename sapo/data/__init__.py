@@ -1,0 +1,1 @@
+"""Who bought what: catalogues, user sequences, and a synthetic world with a known optimum."""
