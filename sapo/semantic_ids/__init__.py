@@ -1,0 +1,1 @@
+"""Items as K coarse-to-fine tokens."""
