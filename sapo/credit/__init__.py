@@ -1,0 +1,1 @@
+"""The idea of the paper: which step gets which credit. Needs torch, numpy and jaxtyping, nothing else."""

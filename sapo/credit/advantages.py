@@ -1,0 +1,92 @@
+"""Group-relative advantages. SAPO is GRPO with one change: the group statistics are taken per reasoning step.
+
+A group is the G completions of one prompt; they are contiguous in the batch. B = prompts x G completions, K steps, T
+completion tokens.
+"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sapo.errors import InputError
+
+STD_EPSILON = 1e-4  # added to the sample std, as TRL does
+
+
+def step_advantages(
+    step_rewards: Float[Tensor, "B K"],
+    group_size: int,
+    scale: str = "group",
+    baseline: str = "group",
+    across_steps: bool = False,
+) -> Float[Tensor, "B K"]:
+    """A_{i,k} = (r_{i,k} - mean_j r_{j,k}) / std_j r_{j,k}, the mean and std over the group at fixed step k.
+
+    That is SAPO (arXiv 2605.17648). `across_steps=True` takes both over all G x K rewards of the group instead: the
+    process supervision of GRPO (arXiv 2402.03300, section 4.1.3) before its suffix sum.
+
+    Args:
+        scale: what divides: "group" (std of the group), "batch" (std of the step over the whole batch) or "none".
+        baseline: what is subtracted: the mean of the "group", of its other members ("leave_one_out"), of the
+            "batch", or "none".
+
+    The std is the sample std plus 1e-4. Where a group has no spread, every advantage that is relative to the group is
+    exactly 0. Spread is max != min: the float mean of G equal rewards can differ from them in the last bit, and that
+    difference over 1e-4 is an advantage Adam turns into a full step.
+
+    Raises:
+        InputError: group_size below 2 or not a divisor of B; an unknown scale or baseline.
+    """
+    values = step_rewards.to(torch.promote_types(step_rewards.dtype, torch.float32))
+    batch, steps = values.shape
+    if group_size < 2:
+        raise InputError(
+            f"group_size is {group_size}: a group-relative advantage needs at least 2 completions a prompt."
+        )
+    if batch % group_size:
+        raise InputError(f"group_size {group_size} does not divide the batch of {batch} completions into whole groups.")
+    # (prompts, group, columns): one column a step, or one for all steps together
+    groups = values.reshape((-1, group_size * steps, 1) if across_steps else (-1, group_size, steps))
+    no_spread = groups.amax(1, keepdim=True) == groups.amin(1, keepdim=True)
+
+    if baseline == "group":
+        centred = groups - groups.mean(1, keepdim=True)
+    elif baseline == "leave_one_out":
+        members = groups.shape[1]
+        centred = (groups - groups.mean(1, keepdim=True)) * (members / (members - 1))
+    elif baseline == "batch":
+        centred = groups - groups.mean((0, 1), keepdim=True)
+    elif baseline == "none":
+        centred = groups
+    else:
+        raise InputError(f"baseline is {baseline!r}: use 'group', 'leave_one_out', 'batch' or 'none'.")
+
+    if scale == "group":
+        scaled = centred / (groups.std(1, keepdim=True) + STD_EPSILON)
+    elif scale == "batch":
+        scaled = centred / (groups.flatten(0, 1).std(0) + STD_EPSILON)
+    elif scale == "none":
+        scaled = centred
+    else:
+        raise InputError(f"scale is {scale!r}: use 'group', 'batch' or 'none'.")
+
+    if baseline in ("group", "leave_one_out"):
+        scaled = scaled.masked_fill(no_spread, 0.0)
+    return scaled.reshape(batch, steps)
+
+
+def trajectory_advantages(
+    rewards: Float[Tensor, "B"], group_size: int, scale: str = "group", baseline: str = "group"
+) -> Float[Tensor, "B"]:
+    """A_i, one scalar a completion: the same with a single step (GRPO, arXiv 2402.03300)."""
+    return step_advantages(rewards[:, None], group_size, scale, baseline)[:, 0]
+
+
+def suffix_sum(values: Float[Tensor, "B K"]) -> Float[Tensor, "B K"]:
+    """Sum over steps k, k+1, ..., K: what step k can still influence."""
+    return values.flip(1).cumsum(1).flip(1)
+
+
+def to_tokens(step_values: Float[Tensor, "B K"], token_steps: Int[Tensor, "B T"]) -> Float[Tensor, "B T"]:
+    """Give every token the value of its step; 0 where `token_steps` is -1."""
+    return step_values.gather(1, token_steps.clamp(min=0)).masked_fill(token_steps < 0, 0.0)

@@ -1,0 +1,247 @@
+"""Every policy objective of the field as a point in a small space, and the one loss that reads it.
+
+An objective is a reward, the unit that gets credit, how credit is normalised, the unit of the importance ratio, and how
+token losses are averaged. SAPO is GRPO with three of these changed:
+
+    GRPO   reward exact   credit trajectory   average sequence
+    SAPO   reward match   credit step         average step
+
+B completions = prompts x G with each group contiguous, K steps, T completion tokens.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from sapo.credit.advantages import step_advantages, to_tokens, trajectory_advantages
+from sapo.credit.rewards import exact_match, graded_match, step_match
+from sapo.errors import InputError
+
+VALID_SID_BONUS = 0.1  # SIDReasoner's reward for a SID of the catalogue
+CHOICES = {
+    "reward": ("exact", "graded", "match", "gated"),
+    "credit": ("trajectory", "step"),
+    "baseline": ("group", "leave_one_out", "batch", "none"),
+    "scale": ("group", "batch", "none"),
+    "ratio": ("token", "step", "sequence"),
+    "average": ("sequence", "token", "constant", "step"),
+}
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A point in the space. `OBJECTIVES` names the points that papers made known.
+
+    Args:
+        reward: "exact" and "graded" are one number a completion; "match" and "gated" one a step.
+        credit: "trajectory" spreads one advantage over all tokens, "step" gives each step its own. A step reward under
+            trajectory credit is summed over the steps; an outcome reward under step credit is repeated at every step.
+        baseline, scale: see `step_advantages`.
+        ratio: unit of the importance ratio: "token", or the geometric mean over a "step" or the "sequence".
+        average: "sequence" (mean over a completion's tokens, then over completions), "token" (over all tokens),
+            "constant" (sum over tokens / maximal length, then over completions), "step" (mean over a step's tokens,
+            divided by K, then over completions).
+        epsilon, epsilon_high: the ratio is clipped to [1 - epsilon, 1 + epsilon_high].
+        beta: weight of the KL to the reference policy.
+        extras: "valid_bonus" adds 0.1 for a SID of the catalogue; "dynamic_sampling" resamples groups without spread.
+        source: where the objective was published.
+    """
+
+    reward: str
+    credit: str
+    baseline: str = "group"
+    scale: str = "group"
+    ratio: str = "token"
+    average: str = "sequence"
+    epsilon: float | int = 0.2
+    epsilon_high: float | int = 0.2
+    beta: float | int = 0.0
+    extras: tuple[str, ...] = ()
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        for name, words in CHOICES.items():
+            if getattr(self, name) not in words:
+                raise InputError(f"{name} is {getattr(self, name)!r}; an objective knows {', '.join(words)}.")
+        if unknown := set(self.extras) - {"valid_bonus", "dynamic_sampling"}:
+            raise InputError(f"extras holds {sorted(unknown)}; known are 'valid_bonus' and 'dynamic_sampling'.")
+
+    def rewards(
+        self, predicted: Int[Tensor, "B K"], target: Int[Tensor, "B K"], in_catalogue: Bool[Tensor, "B"]
+    ) -> Float[Tensor, "B K"] | Float[Tensor, "B"]:
+        """The reward as this objective hands it to its credit unit: (B, K) for step credit, (B,) for trajectory."""
+        if self.reward in ("match", "gated"):
+            reward = step_match(predicted, target, gated=self.reward == "gated")
+            return reward if self.credit == "step" else reward.sum(dim=1)
+        reward = exact_match(predicted, target) if self.reward == "exact" else graded_match(predicted, target)
+        if "valid_bonus" in self.extras:
+            reward = reward + VALID_SID_BONUS * in_catalogue.float()
+        return reward[:, None].expand(predicted.shape) if self.credit == "step" else reward
+
+    def advantages(
+        self, rewards: Float[Tensor, "B K"] | Float[Tensor, "B"], group_size: int
+    ) -> Float[Tensor, "B K"] | Float[Tensor, "B"]:
+        """One advantage for each credit unit, in the shape of the rewards."""
+        normalise = step_advantages if self.credit == "step" else trajectory_advantages
+        return normalise(rewards, group_size, self.scale, self.baseline)
+
+    def to_tokens(
+        self, advantages: Float[Tensor, "B K"] | Float[Tensor, "B"], token_steps: Int[Tensor, "B T"]
+    ) -> Float[Tensor, "B T"]:
+        """The advantage of every token. Trajectory credit reaches all T, also the tokens outside the steps."""
+        if self.credit == "step":
+            return to_tokens(advantages, token_steps)
+        return advantages[:, None].expand(token_steps.shape)
+
+
+OBJECTIVES: dict[str, Objective] = {
+    "grpo": Objective("exact", "trajectory", beta=1e-3, source="2402.03300"),
+    "grpo_graded": Objective("graded", "trajectory", beta=1e-3, extras=("valid_bonus",), source="2603.23183"),
+    "dr_grpo": Objective("exact", "trajectory", scale="none", average="constant", source="2503.20783"),
+    "dapo": Objective(
+        "exact", "trajectory", average="token", epsilon_high=0.28, extras=("dynamic_sampling",), source="2503.14476"
+    ),
+    "gspo": Objective("exact", "trajectory", ratio="sequence", epsilon=3e-4, epsilon_high=4e-4, source="2507.18071"),
+    "rank_grpo": Objective(
+        "match", "step", ratio="step", average="step", epsilon=0.06, epsilon_high=0.08, beta=1e-3, source="2510.20150"
+    ),
+    "sapo": Objective("match", "step", average="step", beta=1e-3, source="2605.17648"),
+    "sapo_gated": Objective(
+        "gated", "step", average="step", beta=1e-3, source="2605.17648, match under a right prefix"
+    ),
+    # The two remaining cells of the ablation: step reward without step advantage, and the other way round. With the
+    # sequence mean, SAPO's credit stands without its weights; the outcome reward with that mean would be GRPO again.
+    "grpo_step_reward": Objective("match", "trajectory", beta=1e-3, source="2605.17648, ablation"),
+    "sapo_sequence_mean": Objective("match", "step", beta=1e-3, source="2605.17648, ablation"),
+    "sapo_outcome_reward": Objective("exact", "step", average="step", beta=1e-3, source="2605.17648, ablation"),
+}
+
+
+class PolicyLoss(NamedTuple):
+    """A scalar with a graph, and plain numbers to log."""
+
+    loss: Float[Tensor, ""]
+    metrics: dict[str, float]
+
+
+def policy_loss(
+    objective: Objective,
+    logps: Float[Tensor, "B T"],
+    old_logps: Float[Tensor, "B T"],
+    advantages: Float[Tensor, "B T"],
+    token_steps: Int[Tensor, "B T"],
+    mask: Bool[Tensor, "B T"] | Int[Tensor, "B T"],
+    *,
+    num_steps: int,
+    ref_logps: Float[Tensor, "B T"] | None = None,
+    beta: float | int | None = None,
+    max_length: int | None = None,
+    num_tokens: float | int | Tensor | None = None,
+) -> PolicyLoss:
+    """The clipped surrogate plus KL, averaged as the objective says; minimise it.
+
+    Args:
+        logps, old_logps, ref_logps: log-probabilities of the tokens under policy, behaviour policy and reference.
+        mask: the trained tokens: part of the completion, and sampled rather than forced by the decoder.
+        num_steps: K, the divisor of the "step" average; a step without trained tokens adds 0.
+        beta: weight of the KL; the objective's own where None.
+        max_length: divisor of the "constant" average.
+        num_tokens: divisor of the "token" average; the trained tokens of this batch where None. Give the count of all
+            micro-batches, or accumulation changes the objective.
+
+    Nothing trained at all gives a loss of 0 that still has a graph, and the metric `nothing_trained` 1.
+
+    Raises:
+        InputError: a KL weight without `ref_logps`, or the "constant" average without `max_length`.
+    """
+    beta = objective.beta if beta is None else beta
+    trained = mask.bool()
+    counted = trained.to(torch.promote_types(logps.dtype, torch.float32))
+    weights = _token_weights(objective.average, counted, token_steps, num_steps, max_length, num_tokens)
+    # Positions outside the mask may hold anything, infinities included; 0 x inf would poison the sum.
+    advantages = torch.where(trained, advantages, 0.0)
+    log_ratio = torch.where(trained, logps - old_logps, 0.0)
+    ratio = _pool_log_ratio(objective.ratio, log_ratio, trained, token_steps, num_steps).exp()
+    clipped = ratio.clamp(1 - objective.epsilon, 1 + objective.epsilon_high)
+    surrogate = torch.minimum(ratio * advantages, clipped * advantages)
+    token_loss = torch.where(trained, -surrogate, 0.0)
+    metrics: dict[str, float] = {}
+    if beta:
+        if ref_logps is None:
+            raise InputError(f"beta is {beta}, so the loss needs ref_logps: the reference policy's log-probabilities.")
+        # k3 under samples of the policy: r - log r - 1 with r = reference / policy; its mean is KL(policy || reference)
+        log_r = torch.where(trained, ref_logps - logps, 0.0)
+        kl = log_r.exp() - log_r - 1
+        token_loss = token_loss + beta * kl
+        metrics["kl"] = _mean(kl.detach(), trained)
+    loss = (weights * token_loss).sum()
+
+    outside = ((ratio < 1 - objective.epsilon) & (advantages < 0)) | (
+        (ratio > 1 + objective.epsilon_high) & (advantages > 0)
+    )
+    metrics["clip_ratio/region_mean"] = _mean(outside.float(), trained)
+    metrics["nothing_trained"] = float(not trained.any())
+    credit = advantages.detach().abs() * weights
+    mass = torch.stack([credit[token_steps == k].sum() for k in range(num_steps)])
+    share = (mass / mass.sum().clamp(min=torch.finfo(mass.dtype).tiny)).tolist()
+    metrics |= {f"step/{k + 1}/credit_mass": share[k] for k in range(num_steps)}
+    return PolicyLoss(loss, metrics)
+
+
+def _token_weights(
+    average: str,
+    weights: Float[Tensor, "B T"],
+    token_steps: Int[Tensor, "B T"],
+    num_steps: int,
+    max_length: int | None,
+    num_tokens: float | int | Tensor | None,
+) -> Float[Tensor, "B T"]:
+    """w such that the loss is the sum of w x token loss: an average is nothing but these weights.
+
+    `weights` comes in as 1 on trained tokens and 0 elsewhere.
+    """
+    batch = len(weights)
+    if average == "sequence":
+        return weights / weights.sum(1, keepdim=True).clamp(min=1) / batch
+    if average == "token":
+        total = weights.sum() if num_tokens is None else torch.as_tensor(num_tokens, device=weights.device)
+        return weights / total.clamp(min=1)
+    if average == "constant":
+        if not max_length:
+            raise InputError("the 'constant' average divides by the maximal completion length: give max_length > 0.")
+        return weights / max_length / batch
+    counts = _sum_over_steps(weights, token_steps, num_steps)
+    weights = weights / to_tokens(counts, token_steps).clamp(min=1) / num_steps / batch
+    return weights.masked_fill(token_steps < 0, 0.0)
+
+
+def _pool_log_ratio(
+    unit: str,
+    log_ratio: Float[Tensor, "B T"],
+    trained: Bool[Tensor, "B T"],
+    token_steps: Int[Tensor, "B T"],
+    num_steps: int,
+) -> Float[Tensor, "B T"]:
+    """Replace every token's log-ratio by the mean over its unit, which makes the ratio a geometric mean."""
+    if unit == "token":
+        return log_ratio
+    if unit == "sequence":
+        mean = log_ratio.sum(1, keepdim=True) / trained.sum(1, keepdim=True).clamp(min=1)
+        return mean.expand(log_ratio.shape)
+    sums = _sum_over_steps(log_ratio, token_steps, num_steps)
+    counts = _sum_over_steps(trained.float(), token_steps, num_steps)
+    return to_tokens(sums / counts.clamp(min=1), token_steps)
+
+
+def _sum_over_steps(
+    values: Float[Tensor, "B T"], token_steps: Int[Tensor, "B T"], num_steps: int
+) -> Float[Tensor, "B K"]:
+    inside = torch.where(token_steps < 0, 0.0, values)
+    return values.new_zeros(len(values), num_steps).scatter_add(1, token_steps.clamp(min=0), inside)
+
+
+def _mean(values: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"]) -> float:
+    return float((values * mask).sum() / mask.sum().clamp(min=1))

@@ -1,0 +1,30 @@
+"""Rewards of a generated semantic ID. They compare codes, never text: a completion is right where its codes are.
+
+A malformed completion arrives here as a row of -1 (`ReasoningLayout.parse`), and targets are never negative, so every
+reward of it is 0 without a special case.
+"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+def exact_match(predicted: Int[Tensor, "B K"], target: Int[Tensor, "B K"]) -> Float[Tensor, "B"]:
+    """1 where the whole SID is right, else 0: the outcome reward."""
+    return (predicted == target).all(dim=1).float()
+
+
+def step_match(predicted: Int[Tensor, "B K"], target: Int[Tensor, "B K"], gated: bool = False) -> Float[Tensor, "B K"]:
+    """m_{i,k}: 1 where code k is right (arXiv 2605.17648).
+
+    A residual code means something only under its prefix. `gated=True` asks for all earlier codes to be right too, and
+    so does not pay for the right code under a wrong parent.
+    """
+    match = (predicted == target).float()
+    return match.cumprod(dim=1) if gated else match
+
+
+def graded_match(predicted: Int[Tensor, "B K"], target: Int[Tensor, "B K"]) -> Float[Tensor, "B"]:
+    """2^-(K-m) for m > 0 leading codes right, else 0; with K = 3: 1/4, 1/2, 1 (SIDReasoner, arXiv 2603.23183)."""
+    leading = step_match(predicted, target, gated=True).sum(dim=1)
+    return torch.where(leading > 0, 2.0 ** (leading - target.shape[1]), 0.0)
