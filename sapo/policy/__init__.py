@@ -1,0 +1,1 @@
+"""A model that thinks in K blocks, then names an item."""

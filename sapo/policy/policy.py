@@ -1,0 +1,237 @@
+"""A policy: a model with everything it takes to ask it for items. Saved and loaded as one folder."""
+
+import errno
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple, Self
+
+import torch
+from jaxtyping import Float, Int
+from safetensors import SafetensorError
+from torch import Tensor
+
+from sapo.data.catalog import Catalog
+from sapo.data.interactions import Split
+from sapo.errors import InputError
+from sapo.files import write_folder_atomically
+from sapo.policy.beam_search import constrained_beam_search
+from sapo.policy.layout import ReasoningLayout
+from sapo.policy.prompts import THINK_END, THINK_START, history_text, sid_token_ids
+from sapo.policy.rollout import grouped_rollouts
+from sapo.progress import progress_bar
+from sapo.semantic_ids.trie import SidTrie
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+MANIFEST = "sapo.json"
+
+
+@dataclass(eq=False)
+class Policy:
+    """Model, tokenizer and catalogue, and the split that it was trained on.
+
+    Args:
+        split, data_hash: name and content hash of the training split; evaluating on another one raises.
+        block_budget: most words of each thinking block.
+        max_history: items of the history that a prompt shows, the most recent ones.
+        thinking: whether it was trained to think before it names an item.
+    """
+
+    model: "PreTrainedModel"
+    tokenizer: "PreTrainedTokenizerFast"
+    catalog: Catalog
+    split: str
+    data_hash: str
+    block_budget: int
+    max_history: int
+    min_block_tokens: int = 0
+    thinking: bool = True
+
+    def __post_init__(self) -> None:
+        self.layout = ReasoningLayout(
+            self.catalog.num_levels,
+            self.tokenizer.convert_tokens_to_ids(THINK_START),
+            self.tokenizer.convert_tokens_to_ids(THINK_END),
+            sid_token_ids(self.tokenizer, self.catalog.level_sizes),
+        )
+        self.trie = SidTrie(self.catalog.sids, self.catalog.level_sizes).to(self.model.device)
+
+    def prompts(self, histories: Sequence[Sequence[int]]) -> list[str]:
+        """The text that asks for the next item after each history."""
+        return [history_text(self.catalog, history, self.max_history) for history in histories]
+
+    def check_split(self, split: Split) -> None:
+        """Refuse a split that this policy was not trained for: its test targets may be among the training targets.
+
+        Raises:
+            InputError: another split or other data.
+        """
+        if (self.split, self.data_hash) != (split.name, split.data_hash):
+            raise InputError(
+                f"this policy was trained on split {self.split!r} (data {self.data_hash[:12]}), not on {split.name!r} "
+                f"(data {split.data_hash[:12]}): its training rows may hold these targets. Train one for this split."
+            )
+
+    def save(self, folder: str | Path) -> None:
+        """Write weights, tokenizer and manifest; the folder appears whole or not at all."""
+        manifest = {
+            "split": self.split,
+            "data_hash": self.data_hash,
+            "catalog_hash": self.catalog.content_hash,
+            "catalog": self.catalog.name,
+            "num_levels": self.catalog.num_levels,
+            "block_budget": self.block_budget,
+            "max_history": self.max_history,
+            "min_block_tokens": self.min_block_tokens,
+            "thinking": self.thinking,
+        }
+        with write_folder_atomically(folder) as temporary:
+            try:
+                self.model.save_pretrained(temporary)
+            except SafetensorError as error:  # a full disk, in safetensors' words
+                raise OSError(errno.EIO, f"could not write the weights ({error})", str(folder)) from error
+            self.tokenizer.save_pretrained(temporary)
+            (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+
+    @classmethod
+    def load(cls, folder: str | Path, catalog: Catalog, device: torch.device | str | None = None) -> Self:
+        """Read a folder that `save` wrote; onto a GPU where there is one and `device` names no other.
+
+        Raises:
+            InputError: no such folder, not a policy's folder, or a policy of another catalogue.
+        """
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        folder = Path(folder)
+        if not (folder / MANIFEST).is_file():
+            raise InputError(f"{folder} is no policy folder: it has no {MANIFEST}. Train one with `sapo run`.")
+        manifest = json.loads((folder / MANIFEST).read_text())
+        if manifest["num_levels"] != catalog.num_levels:
+            raise InputError(
+                f"{folder} holds a policy of K = {manifest['num_levels']} levels; the catalogue {catalog.name!r} has "
+                f"{catalog.num_levels}."
+            )
+        if manifest["catalog_hash"] != catalog.content_hash:
+            raise InputError(
+                f"{folder} holds a policy of the catalogue {manifest['catalog']!r}; {catalog.name!r} has other items."
+            )
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device)
+        tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
+        settings = ("split", "data_hash", "block_budget", "max_history", "min_block_tokens", "thinking")
+        return cls(model, tokenizer, catalog, **{name: manifest[name] for name in settings})
+
+
+class Recommendations(NamedTuple):
+    """Best first. Places that do not exist have codes -1 and score -inf."""
+
+    sids: Int[Tensor, "U k K"]
+    scores: Float[Tensor, "U k"]
+    thinking: list[str]  # the drafted blocks of each user, empty without thinking
+
+
+def recommend(
+    policy: Policy,
+    histories: Sequence[Sequence[int]],
+    num_beams: int = 10,
+    k: int = 10,
+    *,
+    thinking: bool | None = None,
+    normalize: Literal["full", "trie"] = "trie",
+    batch_size: int = 128,
+    progress: bool = False,
+) -> Recommendations:
+    """Think greedily, then search the catalogue by beams.
+
+    Args:
+        histories: item indices of each user, oldest first.
+        num_beams, k: width of the search, and how many SIDs to return.
+        thinking: False asks for the SID right after the prompt, as a model without stage 2 answers; None does as the
+            policy was trained.
+        normalize: see `constrained_beam_search`; "trie" is what RL trains.
+    """
+    if k > num_beams:
+        raise InputError(f"k is {k}, but {num_beams} beams return at most {num_beams} items.")
+    sids = torch.full((len(histories), k, policy.catalog.num_levels), -1)
+    scores = torch.full((len(histories), k), float("-inf"))
+    thoughts = [""] * len(histories)
+    for batch in think(policy, histories, thinking=thinking, batch_size=batch_size, progress=progress):
+        beams = constrained_beam_search(
+            policy.model,
+            batch.input_ids,
+            batch.attention_mask,
+            policy.trie,
+            policy.layout.sid_token_ids,
+            num_beams,
+            k,
+            normalize,
+        )
+        sids[batch.rows], scores[batch.rows] = beams.sids.cpu(), beams.scores.cpu()
+        for row, thought in zip(batch.rows, batch.thinking, strict=True):
+            thoughts[row] = thought
+    return Recommendations(sids, scores, thoughts)
+
+
+class Drafts(NamedTuple):
+    """Some of the histories with their thinking written: what is left to do is the SID."""
+
+    rows: list[int]  # which histories
+    input_ids: Int[Tensor, "B P"]  # prompt and blocks, padded on the left
+    attention_mask: Int[Tensor, "B P"]
+    thinking: list[str]
+
+
+def think(
+    policy: Policy,
+    histories: Sequence[Sequence[int]],
+    *,
+    thinking: bool | None = None,
+    batch_size: int = 128,
+    progress: bool = False,
+) -> Iterator[Drafts]:
+    """Write the K blocks of every history greedily, batch by batch; histories of one length go together."""
+    thinking = policy.thinking if thinking is None else thinking
+    texts = policy.prompts(histories)
+    order = sorted(range(len(texts)), key=lambda row: len(histories[row]))
+    starts: Iterable[int] = range(0, len(order), batch_size)
+    for start in progress_bar("recommend", starts) if progress else starts:
+        rows = order[start : start + batch_size]
+        batch = policy.tokenizer([texts[row] for row in rows], return_tensors="pt", padding=True).to(
+            policy.model.device
+        )
+        ids, mask, thoughts = batch["input_ids"], batch["attention_mask"], [""] * len(rows)
+        if thinking:
+            drafts = grouped_rollouts(
+                policy.model,
+                ids,
+                mask,
+                policy.layout,
+                policy.trie,
+                1,
+                block_budget=policy.block_budget,
+                min_block_tokens=policy.min_block_tokens,
+                generator=None,
+                pad_id=policy.tokenizer.pad_token_id,
+                greedy=True,
+            )
+            blocks = policy.layout.read(drafts.completion_ids).in_block
+            thoughts = [
+                policy.tokenizer.decode(draft[kept]) for draft, kept in zip(drafts.completion_ids, blocks, strict=True)
+            ]
+            ids, mask = _append(ids, mask, drafts.completion_ids, blocks, policy.tokenizer.pad_token_id)
+        yield Drafts(rows, ids, mask, thoughts)
+
+
+def _append(
+    ids: Int[Tensor, "B P"], mask: Int[Tensor, "B P"], more: Int[Tensor, "B T"], keep: Tensor, pad_id: int
+) -> tuple[Int[Tensor, "B L"], Int[Tensor, "B L"]]:
+    """Put the kept tokens of `more` behind the prompts and pad on the left again."""
+    ids, mask = torch.cat([ids, more], 1), torch.cat([mask.bool(), keep], 1)
+    order = mask.long().argsort(dim=1, stable=True)  # dropped positions first, kept ones in their order
+    ids, mask = ids.gather(1, order), mask.gather(1, order)
+    longest = int(mask.sum(1).max())
+    ids, mask = ids[:, -longest:], mask[:, -longest:]
+    return ids.masked_fill(~mask, pad_id), mask.long()

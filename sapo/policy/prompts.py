@@ -1,0 +1,87 @@
+"""Compact prompts: an item is its K SID tokens, a history is its items, oldest first.
+
+    <bos> a_3 b_1 c_7  a_0 b_2 c_2                                   the prompt
+    <think> words </think> ... <think> words </think> a_5 b_5 c_1    a completion that thinks
+    a_5 b_5 c_1                                                      one that does not
+
+What the model does next is decided by the first token of the completion, so a prompt needs no instruction.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from sapo.data.catalog import Catalog
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+PAD, BOS, EOS, UNK = "<pad>", "<bos>", "<eos>", "<unk>"
+THINK_START, THINK_END = "<think>", "</think>"
+TITLE_OF, ITEM_OF = "<title>", "<item>"  # stage 1: SID <title> words, and <item> words SID
+
+_WORD = re.compile(r"[^\W\d_]{2,}")
+
+
+def split_words(text: str) -> list[str]:
+    """Lower-case words of two letters or more, in order."""
+    return _WORD.findall(text.lower())
+
+
+def sid_token(level: int, code: int) -> str:
+    """The token that names a code: level 0 is `<a_...>`, level 1 `<b_...>`."""
+    return f"<{chr(ord('a') + level)}_{code}>"
+
+
+def build_tokenizer(catalog: Catalog, words: Sequence[str]) -> "PreTrainedTokenizerFast":
+    """A word-level tokenizer: SID tokens, delimiters, and the words that traces and titles use.
+
+    Delimiters and SID tokens are ordinary tokens, so decoding shows them.
+    """
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    codes = [sid_token(level, code) for level, size in enumerate(catalog.level_sizes) for code in range(size)]
+    vocabulary = [PAD, BOS, EOS, UNK, THINK_START, THINK_END, TITLE_OF, ITEM_OF, *codes, *sorted(set(words))]
+    core = Tokenizer(models.WordLevel({token: index for index, token in enumerate(vocabulary)}, unk_token=UNK))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        pad_token=PAD,
+        bos_token=BOS,
+        eos_token=EOS,
+        unk_token=UNK,
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def sid_token_ids(tokenizer: "PreTrainedTokenizerFast", level_sizes: Sequence[int]) -> list[Int[Tensor, "V"]]:
+    """For each level: code -> token id."""
+    return [
+        torch.tensor(tokenizer.convert_tokens_to_ids([sid_token(level, code) for code in range(size)]))
+        for level, size in enumerate(level_sizes)
+    ]
+
+
+def frequent_words(catalog: Catalog, limit: int) -> list[str]:
+    """The `limit` words that most items have in title or category, but at least two; ties in alphabetical order."""
+    texts = zip(catalog.titles, catalog.categories, strict=True)
+    counts = Counter(word for title, category in texts for word in set(split_words(f"{title} {category}")))
+    common = [word for word, count in counts.items() if count > 1]
+    return sorted(common, key=lambda word: (-counts[word], word))[:limit]
+
+
+def sid_text(catalog: Catalog, item: int) -> str:
+    """The K tokens of an item."""
+    return " ".join(sid_token(level, code) for level, code in enumerate(catalog.sids[item].tolist()))
+
+
+def history_text(catalog: Catalog, history: Sequence[int], max_history: int) -> str:
+    """The prompt for a history: its last `max_history` items, oldest first."""
+    return " ".join([BOS, *(sid_text(catalog, item) for item in history[-max_history:])])

@@ -1,0 +1,102 @@
+"""Thinking blocks without a language model: block k says what the SID tree knows of the target's level-k node.
+
+A node is described by the words that set its items apart from those of its siblings (class-based TF-IDF: every child
+of a node is one document), of equally telling ones those that more items of the catalogue have. A node without words of
+its own is described by its parent's.
+"""
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Collection, Sequence
+
+from sapo.data.catalog import Catalog
+from sapo.policy.prompts import THINK_END, THINK_START, split_words
+
+# Words that say nothing of a product. Short on purpose: rarity among siblings does most of the work.
+STOPWORDS = frozenset(
+    [
+        "all",
+        "an",
+        "and",
+        "as",
+        "at",
+        "black",
+        "by",
+        "color",
+        "count",
+        "for",
+        "free",
+        "from",
+        "in",
+        "inch",
+        "inches",
+        "is",
+        "it",
+        "new",
+        "no",
+        "non",
+        "not",
+        "of",
+        "on",
+        "one",
+        "or",
+        "pack",
+        "pcs",
+        "per",
+        "piece",
+        "pieces",
+        "set",
+        "size",
+        "the",
+        "to",
+        "two",
+        "white",
+        "with",
+        "you",
+        "your",
+    ]
+)
+
+
+class NodeDescriptors:
+    """Words for every node of the SID tree.
+
+    Args:
+        catalog: titles and categories are the text.
+        words_per_node: how many words a node gets at most.
+        vocabulary: the words that may be used, for instance the frequent ones; all where None.
+    """
+
+    def __init__(self, catalog: Catalog, words_per_node: int = 3, vocabulary: Collection[str] | None = None):
+        self.words_per_node = words_per_node
+        self._words: dict[tuple[int, ...], list[str]] = {(): []}
+        usable = None if vocabulary is None else set(vocabulary)
+        counts: dict[tuple[int, ...], Counter[str]] = defaultdict(Counter)
+        for sid, title, category in zip(catalog.sids.tolist(), catalog.titles, catalog.categories, strict=True):
+            words = set(split_words(f"{title} {category}")) - STOPWORDS
+            if usable is not None:
+                words &= usable
+            for depth in range(catalog.num_levels + 1):
+                counts[tuple(sid[:depth])].update(words)
+        siblings: dict[tuple[int, ...], list[tuple[int, ...]]] = defaultdict(list)
+        for node in sorted(counts):
+            if node:
+                siblings[node[:-1]].append(node)
+        for parent in sorted(siblings, key=len):  # parents before children, so that a fallback exists
+            children = siblings[parent]
+            spread = Counter(word for node in children for word in counts[node])  # in how many children a word occurs
+            for node in children:
+                score = {
+                    word: count * math.log(1 + len(children) / spread[word]) for word, count in counts[node].items()
+                }
+                best = sorted(score, key=lambda word: (-score[word], -counts[()][word], word))[:words_per_node]
+                self._words[node] = best or self._words[parent]
+
+    def words(self, prefix: Sequence[int]) -> list[str]:
+        """Words of the node at `prefix` (1 to K codes), most telling first."""
+        return self._words[tuple(prefix)]
+
+    def trace(self, sid: Sequence[int]) -> str:
+        """The K blocks for a target."""
+        blocks = (self.words(sid[: depth + 1]) for depth in range(len(sid)))
+        return " ".join(" ".join([THINK_START, *words, THINK_END]) for words in blocks)

@@ -1,0 +1,185 @@
+"""Grouped rollouts: what the decoder may emit, and that its log-probabilities are those that training sees."""
+
+import pytest
+import torch
+from worlds import CLOSE, EOS, OPEN, PAD, layout_for, random_prompts, random_sids, tiny_model
+
+from sapo.errors import InputError
+from sapo.policy.rollout import completion_logps, grouped_rollouts
+from sapo.semantic_ids.trie import SidTrie
+
+SIZES = (3, 4, 5)
+WORDS = 6
+
+
+def make_world(seed=0, sizes=SIZES, items=14):
+    sids = random_sids(items, sizes, seed)
+    layout = layout_for(sizes)
+    vocab = int(layout.sid_ids.max()) + 1 + WORDS
+    model = tiny_model(vocab, seed, scale=4.0)
+    return sids, layout, SidTrie(sids, sizes), model, vocab
+
+
+def sample(model, layout, trie, vocab, seed=0, group=5, **options):
+    prompt, mask = random_prompts(4, 7, vocab, seed)
+    options = {"block_budget": 4, "generator": torch.Generator().manual_seed(seed), "pad_id": PAD} | options
+    return prompt, mask, grouped_rollouts(model, prompt, mask, layout, trie, group, **options)
+
+
+def forward_logits(model, prompt, mask, rollouts, group):
+    """Logits that predict each completion token, with every row read on its own, without padding or cache."""
+    width = rollouts.completion_ids.shape[1]
+    logits = torch.zeros(*rollouts.completion_ids.shape, model.config.vocab_size)
+    for row in range(len(rollouts.completion_ids)):
+        start = prompt[row // group][mask[row // group].bool()]
+        done = rollouts.completion_ids[row][rollouts.completion_mask[row]]
+        output = model(torch.cat([start, done])[None]).logits[0]
+        logits[row, : len(done)] = output[len(start) - 1 : len(start) - 1 + len(done)]
+    assert width == logits.shape[1]
+    return logits
+
+
+@pytest.mark.parametrize("budget", [0, 1, 4, (1, 3, 2)])
+def test_completions_have_the_layout_and_name_items(budget):
+    _, layout, trie, model, vocab = make_world()
+    _, _, out = sample(model, layout, trie, vocab, block_budget=budget)
+    parsed = layout.parse(out.completion_ids.masked_fill(~out.completion_mask, PAD))
+    assert parsed.well_formed.all()
+    assert (parsed.sids == out.sids).all()
+    assert trie.contains(out.sids).all()
+    steps = layout.token_steps(out.completion_ids)
+    budgets = [budget] * 3 if isinstance(budget, int) else budget
+    for k in range(3):
+        words = ((steps == k) & out.completion_mask).sum(1) - 3  # without both delimiters and the SID token
+        assert words.max() <= budgets[k]
+    # inside blocks: no pad, EOS, opening delimiter or SID token
+    reading = layout.read(out.completion_ids)
+    inside = out.completion_ids[reading.in_block & ~reading.is_open & ~reading.is_close & out.completion_mask]
+    assert not torch.isin(inside, torch.cat([layout.sid_ids, torch.tensor([PAD, EOS, OPEN, CLOSE])])).any()
+
+
+def test_forced_positions_are_exactly_those_with_one_choice():
+    sids, layout, trie, model, vocab = make_world()
+    _, _, out = sample(model, layout, trie, vocab, seed=2)
+    forced = 0
+    for row in range(len(out.completion_ids)):
+        words, depth, codes = 0, 0, []
+        for column, token in enumerate(out.completion_ids[row].tolist()):
+            if not out.completion_mask[row, column]:
+                assert not out.sampled[row, column]
+                continue
+            if token == OPEN:
+                choices, words = 1, 0
+            elif depth == 0 and token not in layout.sid_ids.tolist():
+                choices = 1 if words == 4 else 2
+                words += 1
+                assert (token == CLOSE) or choices == 2  # the budget leaves nothing but the closing delimiter
+            else:
+                choices = len({tuple(s[: depth + 1]) for s in sids.tolist() if s[:depth] == codes})
+                codes.append(token - int(layout.sid_token_ids[depth][0]))
+                depth += 1
+            assert bool(out.sampled[row, column]) == (choices > 1)
+            if choices == 1:
+                forced += 1
+                assert out.logps[row, column] == 0
+    assert forced > 60  # the 3 openings of each of the 20 rows at least
+
+
+@pytest.mark.parametrize("sid_logps", ["trie", "full"])
+@pytest.mark.parametrize("min_words", [0, 2])
+def test_logps_of_sampling_equal_those_of_training(sid_logps, min_words):
+    _, layout, trie, model, vocab = make_world(1)
+    options = {"min_block_tokens": min_words, "sid_logps": sid_logps, "temperature": 0.7}
+    prompt, mask, out = sample(model, layout, trie, vocab, **options)
+    logits = forward_logits(model, prompt, mask, out, 5) / 0.7
+    again = completion_logps(
+        logits,
+        out.completion_ids,
+        layout,
+        trie,
+        pad_id=PAD,
+        eos_ids=[EOS],
+        min_block_tokens=min_words,
+        sid_logps=sid_logps,
+    )
+    torch.testing.assert_close(out.logps[out.sampled], again[out.sampled], atol=1e-4, rtol=1e-4)
+    reading = layout.read(out.completion_ids)
+    if sid_logps == "trie":
+        assert (again[reading.is_open] == 0).all()
+    for k in range(3):
+        words = ((reading.block == k) & reading.in_block & ~reading.is_open & ~reading.is_close).sum(1)
+        assert (words >= min_words).all()
+
+
+def test_allowed_probabilities_sum_to_one():
+    """Put every allowed token in turn at a position of a completion: its probabilities make 1."""
+    _, layout, trie, model, vocab = make_world(4)
+    prompt, mask, out = sample(model, layout, trie, vocab, group=2)
+    logits = forward_logits(model, prompt, mask, out, 2)
+    first_word, last_code = 1, int(out.completion_mask[0].sum()) - 1
+    score = lambda ids: completion_logps(logits[:1], ids[None], layout, trie, pad_id=PAD, eos_ids=[EOS])[0]  # noqa: E731
+    words = [t for t in range(vocab) if t not in {PAD, EOS, OPEN, CLOSE, *layout.sid_ids.tolist()}]
+    total = 0.0
+    for token in words:
+        ids = out.completion_ids[0].clone()
+        ids[first_word] = token
+        total += score(ids)[first_word].exp().item()
+    # closing at once is the one other choice; it empties the block, so it is scored from the logits directly
+    allowed = torch.tensor([CLOSE, *words])
+    close = logits[0, first_word][allowed].log_softmax(0)[0].exp().item()
+    assert total + close == pytest.approx(1, abs=1e-5)
+    total = 0.0
+    for code in torch.where(trie.allowed(out.sids[:1, :2])[0])[0]:
+        ids = out.completion_ids[0].clone()
+        ids[last_code] = layout.sid_token_ids[2][code]
+        total += score(ids)[last_code].exp().item()
+    assert total == pytest.approx(1, abs=1e-5)
+
+
+def test_frequencies_follow_the_policy():
+    """The first code after empty blocks: 4,000 draws against the exact softmax, within 4 standard errors."""
+    sids, layout, trie, model, vocab = make_world(5)
+    prompt, mask = random_prompts(1, 5, vocab, 5)
+    generator = torch.Generator().manual_seed(0)
+    out = grouped_rollouts(model, prompt, mask, layout, trie, 4000, block_budget=0, generator=generator, pad_id=PAD)
+    blocks = torch.tensor([[OPEN, CLOSE] * 3])
+    logits = model(torch.cat([prompt, blocks], 1)).logits[0, -1]
+    used = sids[:, 0].unique()
+    exact = logits[layout.sid_token_ids[0][used]].softmax(0)
+    seen = torch.stack([(out.sids[:, 0] == code).float().mean() for code in used])
+    error = (exact * (1 - exact) / 4000).sqrt()
+    assert ((seen - exact).abs() < 4 * error).all()
+
+
+def test_same_seed_same_rollouts_and_greedy_needs_none():
+    _, layout, trie, model, vocab = make_world()
+    first, second, other = (
+        sample(model, layout, trie, vocab, generator=torch.Generator().manual_seed(s))[2] for s in (7, 7, 8)
+    )
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert not torch.equal(first.sids, other.sids)
+    greedy = sample(model, layout, trie, vocab, generator=None, greedy=True)[2]
+    groups = greedy.completion_ids.view(4, 5, -1)
+    assert (groups == groups[:, :1]).all()  # all of a group take the same most likely tokens
+
+
+def test_tokens_of_other_engines_are_scored_by_the_full_softmax():
+    _, layout, trie, _model, vocab = make_world()
+    ids = torch.tensor([[EOS, OPEN, PAD, CLOSE, int(layout.sid_token_ids[1][0])]])
+    logits = torch.randn(1, 5, vocab, generator=torch.Generator().manual_seed(0))
+    scores = completion_logps(logits, ids, layout, trie, pad_id=PAD, eos_ids=[EOS])[0]
+    full = logits.log_softmax(-1)[0].gather(1, ids.T)[:, 0]
+    assert scores[1] == 0
+    torch.testing.assert_close(scores[[0, 2, 4]], full[[0, 2, 4]])
+    assert scores[3] > full[3]  # closing is allowed, and fewer rivals make it likelier
+    assert torch.isfinite(scores).all()
+
+
+def test_bad_settings_say_so():
+    _, layout, trie, model, vocab = make_world()
+    with pytest.raises(InputError, match="2 numbers for 3 blocks"):
+        sample(model, layout, trie, vocab, block_budget=(1, 2))
+    with pytest.raises(InputError, match="below min_block_tokens 5"):
+        sample(model, layout, trie, vocab, min_block_tokens=5)
+    with pytest.raises(InputError, match="temperature is 0"):
+        sample(model, layout, trie, vocab, temperature=0)
