@@ -1,0 +1,172 @@
+"""Stages 1 and 2: supervised training, before any reward.
+
+Stage 1 teaches what SIDs are: the next item after a history, without thinking, and SIDs to and from title words.
+Stage 2 teaches to think in K blocks first, on traces that describe the target's nodes. The control without thinking
+goes on with stage 1's next-item task for as many updates.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PrinterCallback, Trainer, TrainingArguments
+
+from sapo.data.interactions import Split
+from sapo.errors import InputError
+from sapo.policy.policy import Policy
+from sapo.policy.prompts import BOS, EOS, ITEM_OF, TITLE_OF, sid_text, split_words
+from sapo.policy.traces import NodeDescriptors
+from sapo.training.progress import ProgressLine, StopAtNonFiniteLoss
+
+IGNORED = -100  # the label that the loss skips
+
+
+@dataclass(frozen=True)
+class SFTConfig:
+    """Settings of one supervised stage."""
+
+    updates: int
+    """Optimizer steps."""
+    batch_size: int = 64
+    """Examples an update."""
+    learning_rate: float = 3e-3
+    """Peak of a cosine schedule; the first 5 % of the updates warm up."""
+    weight_decay: float = 0.01
+    """AdamW's decay."""
+    title_share: float = 0.2
+    """Share of stage-1 examples that translate between SIDs and title words."""
+
+
+class Examples(torch.utils.data.Dataset):
+    """Token ids and labels, made when asked for.
+
+    Row i depends on (seed, i) alone, so a resumed run sees the same rows.
+
+    Args:
+        task: "next_item" (stage 1 and the control) or "thinking" (stage 2).
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        split: Split,
+        task: Literal["next_item", "thinking"],
+        length: int,
+        seed: int,
+        descriptors: NodeDescriptors | None = None,
+        title_share: float = 0.0,
+    ):
+        self.policy, self.task, self.length, self.seed = policy, task, length, seed
+        self.descriptors, self.title_share = descriptors, title_share
+        self.known = policy.tokenizer.get_vocab()
+        self.sequences = [sequence for sequence in split.sequences if len(sequence) > 1]
+        self.histories, self.targets = split.train.history, split.train.target
+        if not self.targets:
+            raise InputError(f"the split {split.name!r} has no training row: every training sequence has one item.")
+        if task == "thinking" and descriptors is None:
+            raise InputError("the task 'thinking' needs descriptors, the words of the SID tree.")
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> dict[str, list[int]]:
+        rng = np.random.default_rng((self.seed, index))
+        catalog = self.policy.catalog
+        if rng.random() < self.title_share:
+            item = int(rng.integers(catalog.num_items))
+            sid = sid_text(catalog, item)
+            words = [word for word in split_words(catalog.titles[item]) if word in self.known][:8]
+            if words and rng.random() < 0.5:
+                return self._encode(" ".join([BOS, ITEM_OF, *words]), f"{sid} {EOS}")
+            return self._encode(f"{BOS} {sid} {TITLE_OF}", " ".join([*words, EOS]))
+        if self.descriptors is not None and self.task == "thinking":
+            row = int(rng.integers(len(self.targets)))
+            target = self.targets[row]
+            trace = self.descriptors.trace(catalog.sids[target].tolist())
+            return self._encode(
+                self.policy.prompts([self.histories[row]])[0], f"{trace} {sid_text(catalog, target)} {EOS}"
+            )
+        # A window of a sequence trains every next item in it at once.
+        sequence = self.sequences[int(rng.integers(len(self.sequences)))]
+        end = int(rng.integers(2, len(sequence) + 1)) if len(sequence) > self.policy.max_history + 1 else len(sequence)
+        first, *rest = sequence[max(0, end - self.policy.max_history - 1) : end]
+        return self._encode(f"{BOS} {sid_text(catalog, first)}", " ".join(sid_text(catalog, item) for item in rest))
+
+    def _encode(self, prompt: str, answer: str) -> dict[str, list[int]]:
+        prompt_ids, answer_ids = (self.policy.tokenizer(text)["input_ids"] for text in (prompt, answer))
+        return {"input_ids": prompt_ids + answer_ids, "labels": [IGNORED] * len(prompt_ids) + answer_ids}
+
+
+def collate(examples: Sequence[dict[str, list[int]]], pad_id: int) -> dict[str, Tensor]:
+    """Pad on the right to the longest example; labels of padding are ignored."""
+    longest = max(len(example["input_ids"]) for example in examples)
+    batch = {}
+    for name, filler in (("input_ids", pad_id), ("labels", IGNORED)):
+        batch[name] = torch.tensor([example[name] + [filler] * (longest - len(example[name])) for example in examples])
+    lengths = torch.tensor([len(example["input_ids"]) for example in examples])
+    batch["attention_mask"] = (torch.arange(longest) < lengths[:, None]).long()
+    return batch
+
+
+def train_supervised(
+    policy: Policy,
+    split: Split,
+    config: SFTConfig,
+    task: Literal["next_item", "thinking"],
+    folder: str | Path,
+    seed: int,
+    descriptors: NodeDescriptors | None = None,
+    resume: bool = False,
+) -> list[dict[str, float]]:
+    """Train `policy.model` in place; returns the trainer's log.
+
+    Args:
+        folder: where checkpoints go while training runs.
+        resume: go on from the checkpoint in `folder`.
+
+    Raises:
+        FloatingPointError: a loss that is not finite.
+    """
+    examples = Examples(
+        policy,
+        split,
+        task,
+        length=config.updates * config.batch_size,
+        seed=seed,
+        descriptors=descriptors,
+        title_share=config.title_share if task == "next_item" else 0.0,
+    )
+    pad_id = policy.tokenizer.pad_token_id
+    trainer = Trainer(
+        model=policy.model,
+        args=TrainingArguments(
+            output_dir=str(folder),
+            max_steps=config.updates,
+            per_device_train_batch_size=config.batch_size,
+            learning_rate=config.learning_rate,
+            weight_decay=config.weight_decay,
+            lr_scheduler_type="cosine",
+            warmup_steps=max(1, config.updates // 20),
+            logging_steps=max(1, config.updates // 20),
+            logging_nan_inf_filter=False,
+            save_strategy="steps",
+            save_steps=max(1, config.updates // 4),
+            save_total_limit=2,
+            seed=seed,
+            data_seed=seed,
+            disable_tqdm=True,
+            report_to="none",
+            remove_unused_columns=False,
+            dataloader_pin_memory=False,
+        ),
+        train_dataset=examples,
+        data_collator=lambda rows: collate(rows, pad_id),
+        callbacks=[ProgressLine(f"{task} seed {seed}", {"loss": "loss"}), StopAtNonFiniteLoss()],
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer.state.log_history

@@ -1,0 +1,600 @@
+"""Stage 3: `GRPOTrainer` of TRL with the credit of any objective in `OBJECTIVES`.
+
+What differs from TRL's trainer, method by method:
+
+    _generate_and_score_completions           advantages are (B, T): each token has the advantage of its step
+    _get_per_token_logps_and_entropies        log-probabilities of the set that the decoder allowed
+    _compute_loss                             the objective's own loss
+    _prepare_inputs                           whole groups are shuffled and cut into micro-batches, never torn
+
+Rollouts come from TRL's `rollout_func` hook, the one way to tell it which tokens were sampled and which were forced.
+"""
+
+import copy
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+import torch
+from accelerate.utils import gather_object
+from datasets import Dataset
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from trl import GRPOConfig, GRPOTrainer
+from trl.models.utils import disable_gradient_checkpointing
+
+from sapo.credit.objectives import OBJECTIVES, Objective, policy_loss
+from sapo.credit.rewards import exact_match, step_match
+from sapo.data.catalog import Catalog
+from sapo.data.interactions import Rows
+from sapo.errors import InputError
+from sapo.policy.layout import ReasoningLayout
+from sapo.policy.policy import Policy
+from sapo.policy.rollout import Rollouts, block_budgets, completion_logps, end_ids, grouped_rollouts
+from sapo.semantic_ids.trie import SidTrie
+
+RESAMPLING_ROUNDS = 4  # of DAPO's dynamic sampling
+MAX_START_KL = 1e-6  # policy against reference, before the first update
+# Options of TRL's trainer that the built-in decoder and losses do not read: better refused than ignored.
+UNUSED = (
+    *("top_p", "top_k", "min_p", "repetition_penalty", "generation_kwargs", "use_vllm"),
+    *("use_transformers_continuous_batching", "delta", "off_policy_mask_threshold", "multi_objective_aggregation"),
+)
+_LOSS_TYPES = {"sequence": "grpo", "token": "dapo", "constant": "dr_grpo", "step": "grpo"}
+_RATIO_LEVELS = {"token": "token", "sequence": "sequence", "step": "token"}
+
+
+@dataclass
+class SAPOConfig(GRPOConfig):
+    """`GRPOConfig` whose loss is named by an objective.
+
+    `objective` decides `loss_type`, `importance_sampling_level`, `scale_rewards`, `epsilon`, `epsilon_high` and `beta`.
+    They may be left out; a value that contradicts the objective raises. `beta` may be given to weigh the KL of an
+    objective that has one.
+    """
+
+    objective: str = "sapo"
+    """A key of `OBJECTIVES`."""
+    block_budget: int | list[int] | None = None
+    """Most words of a thinking block, one number or one a block; the block is closed at it. `from_catalog` takes the
+    policy's own where None, which is what `recommend` decodes with; otherwise 8."""
+    min_block_tokens: int = 0
+    """Fewest words of a thinking block."""
+    sid_logps: Literal["trie", "full"] = "trie"
+    """Log-probabilities of the tokens that the decoder allowed ("trie"), or of the full softmax ("full")."""
+
+    loss_type: str | None = None
+    importance_sampling_level: str | None = None
+    scale_rewards: str | None = None
+    epsilon: float | None = None
+    epsilon_high: float | None = None
+    beta: float | None = None
+    max_completion_length: int | None = None
+    use_bias_correction_kl: bool = False
+    disable_dropout: bool = True
+    gradient_checkpointing: bool | None = None
+    bf16: bool | None = None
+    dataloader_pin_memory: bool | None = None
+    report_to: str | list[str] | None = "none"
+
+    def __post_init__(self) -> None:
+        if self.loss_type == "sapo":
+            raise InputError(
+                "loss_type='sapo' is Soft Adaptive Policy Optimization (arXiv 2511.20347), which replaces the clip "
+                "by a soft gate. Step-Aligned Policy Optimization (arXiv 2605.17648) is objective='sapo'."
+            )
+        if self.objective not in OBJECTIVES:
+            raise InputError(f"objective is {self.objective!r}; known are {', '.join(OBJECTIVES)}.")
+        chosen = OBJECTIVES[self.objective]
+        decided = {
+            "loss_type": _LOSS_TYPES[chosen.average],
+            "importance_sampling_level": _RATIO_LEVELS[chosen.ratio],
+            "scale_rewards": chosen.scale,
+            "epsilon": chosen.epsilon,
+            "epsilon_high": chosen.epsilon_high,
+        }
+        for name, value in decided.items():
+            given = getattr(self, name)
+            if given is not None and given != value:
+                raise InputError(f"{name}={given!r} contradicts objective={self.objective!r}, which sets {value!r}.")
+            setattr(self, name, value)
+        if self.beta is None:
+            self.beta = chosen.beta
+        elif self.beta and not chosen.beta:
+            raise InputError(f"beta={self.beta} contradicts objective={self.objective!r}, which has no KL term.")
+        if self.mask_truncated_completions:
+            raise InputError("mask_truncated_completions would drop every completion: a SID ends without EOS.")
+        if self.top_entropy_quantile < 1 or self.entropy_coef or self.use_adaptive_entropy:
+            raise InputError(
+                "top_entropy_quantile, entropy_coef and use_adaptive_entropy are not part of any objective here."
+            )
+        if self.sid_logps not in ("trie", "full"):
+            raise InputError(f"sid_logps is {self.sid_logps!r}; use 'trie' or 'full'.")
+        for name in UNUSED:
+            default = GRPOConfig.__dataclass_fields__[name].default
+            if getattr(self, name) != default:
+                raise InputError(
+                    f"{name}={getattr(self, name)!r} has no effect on these objectives and rollouts: leave it "
+                    f"{default!r}."
+                )
+        if self.use_bias_correction_kl:
+            raise InputError(
+                "use_bias_correction_kl changes the KL gradient; the objectives here use the papers' plain k3."
+            )
+        on_gpu = torch.cuda.is_available() and not self.use_cpu
+        if self.bf16 is None and not self.fp16:
+            self.bf16 = on_gpu and torch.cuda.is_bf16_supported()
+        if self.gradient_checkpointing is None:
+            self.gradient_checkpointing = on_gpu
+        if self.dataloader_pin_memory is None:
+            self.dataloader_pin_memory = on_gpu
+        if self.per_device_train_batch_size % self.num_generations:
+            group = self.num_generations
+            nearest = max(1, round(self.per_device_train_batch_size / group)) * group
+            raise InputError(
+                f"per_device_train_batch_size {self.per_device_train_batch_size} is no multiple of num_generations "
+                f"{group}, so a micro-batch would tear a group. {nearest} = {nearest // group} prompts x {group} "
+                f"completions fits; gradient_accumulation_steps multiplies the prompts of an update."
+            )
+        super().__post_init__()
+        self._check_checkpoints()
+
+    def _check_checkpoints(self) -> None:
+        """A checkpoint between two generations could not be resumed: its rollouts are gone."""
+        accumulated = self.gradient_accumulation_steps
+        updates = math.lcm(self.steps_per_generation * self.num_iterations, accumulated) // accumulated
+        if self.save_strategy == "steps" and self.save_steps >= 1 and self.save_steps % updates:
+            raise InputError(
+                f"save_steps is {self.save_steps}, but rollouts are made every {updates} updates: use a multiple of "
+                f"{updates}."
+            )
+
+
+class SAPOTrainer(GRPOTrainer):
+    """Trains a policy by group-relative advantages of each reasoning step.
+
+    Args:
+        model: a model loaded from a folder (the reference policy is loaded from the same folder), or that folder.
+        train_dataset: columns `prompt` (text) and `target_sid` (K codes).
+        layout, trie: the shape of completions, and the catalogue.
+        reward_funcs: None for the objective's own reward. Given functions are logged, and added with
+            `args.reward_weights` to every trajectory's reward (to every step's, for step credit).
+        rollout_func: other rollouts than the built-in ones, in TRL's form; `env_mask` marks sampled tokens.
+
+    Raises:
+        InputError: bad settings, a policy without a folder to load the reference from, or a reference that is not it.
+        FloatingPointError: a loss that is not finite.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | PreTrainedModel,
+        args: SAPOConfig,
+        train_dataset: Dataset,
+        processing_class: PreTrainedTokenizerBase,
+        layout: ReasoningLayout,
+        trie: SidTrie,
+        reward_funcs: Callable | list[Callable] | None = None,
+        rollout_func: Callable | None = None,
+        eval_dataset: Dataset | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+    ):
+        if layout.num_steps != trie.num_levels:
+            raise InputError(f"the layout has K = {layout.num_steps} steps, the catalogue {trie.num_levels} levels.")
+        if missing := {"prompt", "target_sid"} - set(train_dataset.column_names):
+            raise InputError(f"train_dataset lacks the columns {sorted(missing)}; it has {train_dataset.column_names}.")
+        if len(wrong := train_dataset[0]["target_sid"]) != layout.num_steps:
+            raise InputError(f"target_sid of row 0 is {wrong}; the layout has K = {layout.num_steps} steps.")
+        args = copy.copy(args)  # what is derived below belongs to this trainer
+        if args.block_budget is None:
+            args.block_budget = 8
+        prompts = args.generation_batch_size // args.num_generations
+        if len(train_dataset) < prompts:
+            raise InputError(
+                f"train_dataset has {len(train_dataset)} rows, fewer than the {prompts} prompts of a generation batch "
+                f"(generation_batch_size {args.generation_batch_size} / num_generations {args.num_generations})."
+            )
+        budgets = block_budgets(args.block_budget, layout.num_steps, args.min_block_tokens)
+        derived = sum(budgets) + 3 * layout.num_steps
+        if args.max_completion_length not in (None, derived):
+            raise InputError(
+                f"max_completion_length is {args.max_completion_length}; budgets {budgets}, {layout.num_steps} pairs "
+                f"of delimiters and {layout.num_steps} SID tokens make {derived}. Leave it out."
+            )
+        args.max_completion_length = derived
+        if isinstance(model, PreTrainedModel) and args.beta and not model.config._name_or_path:
+            raise InputError(
+                "the model was built in memory, so there is no folder to load the reference policy from. Save it "
+                "(Policy.save or save_pretrained) and load it from there, or set beta=0."
+            )
+        self.objective: Objective = OBJECTIVES[args.objective]
+        self.layout, self.trie = layout, trie
+        self._prepared: Rollouts | None = None
+        self._start_is_checked = args.beta == 0
+        given = [] if reward_funcs is None else reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
+        own = _reward_functions(layout)
+        if args.reward_weights is not None and len(args.reward_weights) != len(given):
+            raise InputError(
+                f"reward_weights has {len(args.reward_weights)} numbers for {len(given)} reward functions."
+            )
+        args.reward_weights = [0.0] * len(own) + (args.reward_weights or [1.0] * len(given))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*rollout_func.*experimental.*")
+            super().__init__(
+                model=str(model) if isinstance(model, Path) else model,
+                reward_funcs=own + given,
+                args=args,
+                train_dataset=train_dataset,
+                eval_dataset=eval_dataset,
+                processing_class=processing_class,
+                callbacks=callbacks,
+                optimizers=optimizers,
+                rollout_func=rollout_func or _own_rollouts,
+            )
+        self.trie.to(self.accelerator.device)
+        if args.disable_dropout:  # TRL disables Dropout modules; attention's is a number
+            for part in (self.model, self.ref_model):
+                for module in part.modules() if part is not None else ():
+                    if isinstance(getattr(module, "attention_dropout", None), float):
+                        module.attention_dropout = 0.0
+
+    @classmethod
+    def from_catalog(
+        cls,
+        model: str | Path,
+        catalog: Catalog,
+        args: SAPOConfig,
+        rows: Rows,
+        reward_funcs: Callable | list[Callable] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+    ) -> Self:
+        """Build everything else from a policy folder (stage 2), its catalogue and the training rows."""
+        policy = Policy.load(model, catalog)
+        if args.block_budget is None:
+            args = copy.copy(args)
+            args.block_budget, args.min_block_tokens = policy.block_budget, policy.min_block_tokens
+        dataset = Dataset.from_dict(
+            {"prompt": policy.prompts(rows.history), "target_sid": catalog.sids[rows.target].tolist()}
+        )
+        return cls(
+            policy.model, args, dataset, policy.tokenizer, policy.layout, policy.trie, reward_funcs, callbacks=callbacks
+        )
+
+    def sample(self, prompts: Sequence[str], group_size: int, seed: Sequence[int]) -> Rollouts:
+        """`group_size` completions for each prompt; the seed's numbers are the only source of randomness."""
+        device = self.accelerator.device
+        batch = self.processing_class(
+            list(prompts), return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False
+        ).to(device)
+        model = self.accelerator.unwrap_model(self.model)
+        with disable_gradient_checkpointing(model, self.args.gradient_checkpointing_kwargs):
+            return grouped_rollouts(
+                model,
+                batch["input_ids"],
+                batch["attention_mask"],
+                self.layout,
+                self.trie,
+                group_size,
+                block_budget=self.args.block_budget,
+                min_block_tokens=self.args.min_block_tokens,
+                temperature=self.temperature,
+                generator=torch.Generator(device).manual_seed(_mix(*seed)),
+                pad_id=self._tokenizer.pad_token_id,
+                sid_logps=self.args.sid_logps,
+            )
+
+    def _seed(self, purpose: int) -> tuple[int, ...]:
+        """Derived, never carried: a resumed run draws what an undisturbed one would have drawn.
+
+        An update may see several generations, so the micro-step within it counts too.
+        """
+        within = self._step % self.args.gradient_accumulation_steps
+        mode = int(self.model.training)
+        return (self.args.seed, self.state.global_step, within, mode, self.accelerator.process_index, purpose)
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        mode = "train" if self.model.training else "eval"
+        if mode == "train" and "dynamic_sampling" in self.objective.extras:
+            inputs = self._sample_until_spread(inputs)
+        output = super()._generate_and_score_completions(inputs)
+        ids = output["completion_ids"]
+        group_size = self.num_generations if mode == "train" else self.num_generations_eval
+        target = torch.tensor([row["target_sid"] for row in inputs], device=ids.device)
+        steps = self.layout.token_steps(ids).masked_fill(output["completion_mask"] == 0, -1)
+        predicted = _predicted(self.layout, ids)
+
+        # A group may span processes: normalise over all of them, then keep this one's rows.
+        rewards = self.accelerator.gather(self.objective.rewards(predicted, target, self.trie.contains(predicted)))
+        rewards = rewards + (self._given_reward[:, None] if rewards.dim() == 2 else self._given_reward)
+        advantages = self.objective.advantages(rewards, group_size)
+        first = self.accelerator.process_index * len(ids)
+        # The one change to GRPO: credit belongs to the step of a token, so it has a token axis.
+        output["advantages"] = self.objective.to_tokens(advantages[first : first + len(ids)], steps)
+        output["token_steps"] = steps
+        output.setdefault("tool_mask", output["completion_mask"])  # absent when an engine marks nothing as forced
+        if not self._start_is_checked:
+            self._check_start(output)
+
+        self._logs["extra"]["target_sid"].extend(gather_object([row["target_sid"] for row in inputs]))
+        match = self.accelerator.gather(step_match(predicted, target))
+        lengths = torch.stack([(steps == k).sum(1) for k in range(self.layout.num_steps)], 1).float()
+        self._log_credit(mode, rewards, advantages, match, self.accelerator.gather(lengths), group_size)
+        return output
+
+    def _calculate_rewards(self, *args: Any) -> Float[Tensor, "B F"]:
+        rewards = super()._calculate_rewards(*args)
+        # The objective's own functions come first and weigh 0: they are only logged.
+        self._given_reward = (rewards * self.reward_weights.to(rewards.device)).nansum(1)
+        return rewards
+
+    def _log_credit(
+        self,
+        mode: str,
+        rewards: Float[Tensor, "B K"] | Float[Tensor, "B"],
+        advantages: Float[Tensor, "B K"] | Float[Tensor, "B"],
+        match: Float[Tensor, "B K"],
+        lengths: Float[Tensor, "B K"],
+        group_size: int,
+    ) -> None:
+        """What TRL logged of its own scalar advantages is replaced by the objective's."""
+        log, steps = self._metrics[mode], self.layout.num_steps
+        trajectory = rewards.sum(1) if rewards.dim() == 2 else rewards
+        by_step = advantages if advantages.dim() == 2 else advantages[:, None]
+        log["reward"][-1] = trajectory.mean().item()
+        log["reward_std"][-1] = trajectory.std().item()
+        log["frac_reward_zero_std"][-1] = _no_spread(trajectory[:, None], group_size).mean().item()
+        log["frac_zero_credit"].append(_no_spread(by_step, group_size).prod(1).mean().item())
+        log["signs_differ"].append(((by_step > 0).any(1) & (by_step < 0).any(1)).float().mean().item())
+        exact = match.prod(1, keepdim=True)
+        log["exact/frac_zero_spread"].append(_no_spread(exact, group_size).mean().item())
+        log["response_length"].append(lengths.sum(1).mean().item())  # TRL's completions/mean_length skips forced tokens
+        zero_spread = _no_spread(match, group_size).mean(0)
+        for k in range(steps):
+            log[f"step/{k + 1}/reward_mean"].append(match[:, k].mean().item())
+            log[f"step/{k + 1}/frac_zero_spread"].append(zero_spread[k].item())
+            log[f"step/{k + 1}/length"].append(lengths[:, k].mean().item())
+        tail = len(by_step)
+        shown = self._logs["advantages"]
+        for _ in range(min(tail, len(shown))):
+            shown.pop()
+        shown.extend(by_step.mean(1).tolist())
+        for k in range(steps if advantages.dim() == 2 else 0):
+            self._logs["extra"][f"advantage_step_{k + 1}"].extend(by_step[:, k].tolist())
+
+    def _sample_until_spread(self, inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """DAPO's dynamic sampling: replace prompts whose group has no spread, for at most 4 rounds.
+
+        The rollouts of the groups that are kept go to `_own_rollouts`; groups without spread fill up what is missing.
+        """
+        size = self.num_generations
+        wanted = len(inputs) // size
+        if len(inputs) % size:
+            raise InputError(
+                f"dynamic sampling needs whole groups on each process: {len(inputs)} completions a process are no "
+                f"multiple of num_generations {size}."
+            )
+        rows = inputs[::size]
+        kept: list[tuple[dict[str, Any], Rollouts]] = []
+        spare: list[tuple[dict[str, Any], Rollouts]] = []
+        rng = np.random.default_rng(self._seed(1))
+        rounds = 0
+        while rounds < RESAMPLING_ROUNDS and len(kept) < wanted:
+            if rounds:
+                chosen = rng.integers(len(self.train_dataset), size=wanted - len(kept))
+                rows = [self.train_dataset[int(row)] for row in chosen]
+            rollouts = self.sample([row["prompt"] for row in rows], size, (*self._seed(0), rounds))
+            target = torch.tensor([row["target_sid"] for row in rows], device=rollouts.sids.device)
+            rewards = self.objective.rewards(
+                rollouts.sids, target.repeat_interleave(size, 0), self.trie.contains(rollouts.sids)
+            )
+            flat = _no_spread(rewards.view(len(rollouts.sids), -1), size).prod(1).bool().tolist()
+            for index, (row, no_spread) in enumerate(zip(rows, flat, strict=True)):
+                group = Rollouts(*(values[index * size : (index + 1) * size] for values in rollouts))
+                (spare if no_spread else kept).append((row, group))
+            rounds += 1
+        log = self._metrics["train"]
+        log["dynamic_sampling/share_with_spread"].append(min(1.0, len(kept) / wanted))
+        log["dynamic_sampling/rounds"].append(rounds)
+        log["dynamic_sampling/rollouts"].append((len(kept) + len(spare)) * size)
+        chosen_groups = (kept + spare)[:wanted]
+        self._prepared = _join([group for _, group in chosen_groups], self._tokenizer.pad_token_id)
+        return [dict(row) for row, _ in chosen_groups for _ in range(size)]
+
+    def _check_start(self, batch: dict[str, Any]) -> None:
+        """Before the first update policy and reference must be the same model."""
+        self._start_is_checked = True
+        if self.state.global_step or "ref_per_token_logps" not in batch:
+            return
+        with torch.no_grad():
+            logps, _, _ = self._logps_of(self.model, batch)
+        log_r = (batch["ref_per_token_logps"] - logps).double()
+        mask = (batch["completion_mask"] * batch["tool_mask"]).bool()
+        kl = (log_r.exp() - log_r - 1)[mask].mean().item() if mask.any() else 0.0
+        if not kl < MAX_START_KL:
+            raise InputError(
+                f"policy and reference differ before the first update: KL {kl:.2e}, at most {MAX_START_KL:.0e} fits. "
+                f"The reference was loaded from {self.model.config._name_or_path!r}; the policy is the "
+                f"{type(self.model).__name__} given as `model`. Load the policy from that folder, unchanged."
+            )
+
+    def _logps_of(self, model: PreTrainedModel, batch: dict[str, Any]) -> tuple[Tensor, None, None]:
+        return self._get_per_token_logps_and_entropies(
+            model,
+            torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1),
+            torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1),
+            batch["completion_ids"].shape[1],
+            batch_size=self.args.per_device_train_batch_size,
+        )
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: PreTrainedModel,
+        input_ids: Int[Tensor, "B L"],
+        attention_mask: Int[Tensor, "B L"],
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        **unused_of_other_modalities: Any,
+    ) -> tuple[Float[Tensor, "B T"], None, None]:
+        """Log-probabilities of the last `logits_to_keep` tokens among those that the decoder allowed.
+
+        Plain logits in chunks of `batch_size`: TRL's fused head returns none, and allowed sets need them.
+        """
+        chunks = []
+        for ids, mask in zip(
+            input_ids.split(batch_size or len(input_ids)),
+            attention_mask.split(batch_size or len(input_ids)),
+            strict=True,
+        ):
+            with self.accelerator.autocast():
+                positions = (mask.long().cumsum(1) - 1).clamp(min=0)
+                logits = model(
+                    input_ids=ids,
+                    attention_mask=mask,
+                    position_ids=positions,
+                    use_cache=False,
+                    logits_to_keep=logits_to_keep + 1,
+                ).logits[:, :-1]
+            chunks.append(
+                completion_logps(
+                    logits.float() / self.temperature,
+                    ids[:, -logits_to_keep:],
+                    self.layout,
+                    self.trie,
+                    pad_id=self._tokenizer.pad_token_id,
+                    eos_ids=end_ids(self.accelerator.unwrap_model(model)),
+                    min_block_tokens=self.args.min_block_tokens,
+                    sid_logps=self.args.sid_logps,
+                )
+            )
+        return torch.cat(chunks), None, None
+
+    def _compute_loss(self, model: PreTrainedModel, inputs: dict[str, Any]) -> Float[Tensor, ""]:
+        mode = "train" if self.model.training else "eval"
+        accumulated = self.current_gradient_accumulation_steps if mode == "train" else 1
+        logps, _, _ = self._logps_of(model, inputs)
+        old_logps = inputs.get("old_per_token_logps")
+        # num_items_in_batch counts the whole generation batch; an update sees this share of it
+        num_tokens = inputs["num_items_in_batch"] / self.accelerator.num_processes
+        if mode == "train":
+            num_tokens = num_tokens * accumulated / self.args.steps_per_generation
+        loss, metrics = policy_loss(
+            self.objective,
+            logps,
+            logps.detach() if old_logps is None else old_logps,
+            inputs["advantages"],
+            inputs["token_steps"],
+            inputs["completion_mask"] * inputs["tool_mask"],
+            num_steps=self.layout.num_steps,
+            ref_logps=inputs.get("ref_per_token_logps"),
+            beta=self.beta,
+            max_length=self.max_completion_length,
+            num_tokens=num_tokens,
+        )
+        if not torch.isfinite(loss):
+            raise FloatingPointError(
+                f"the loss is {loss.item()} at update {self.state.global_step} of objective {self.args.objective!r}; "
+                f"earlier checkpoints are intact. A lower learning rate than {self.args.learning_rate:g} is the usual "
+                f"cure."
+            )
+        for name, value in metrics.items():
+            self._metrics[mode][name].append(value)
+        return loss if self.objective.average == "token" else loss / accumulated
+
+    def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
+        if not self.model.training:
+            return self._generate_and_score_completions(generation_batch)
+        buffered: list[dict[str, Any]] | None = self._buffered_inputs  # type: ignore[has-type]
+        if self._step % (self.args.steps_per_generation * self.num_iterations) == 0 or buffered is None:
+            batch = self._generate_and_score_completions(generation_batch)
+            rows = len(batch["completion_ids"])
+            groups = torch.randperm(
+                rows // self.num_generations, generator=torch.Generator().manual_seed(_mix(*self._seed(2)))
+            )
+            order = (
+                torch.arange(rows).view(-1, self.num_generations)[groups].flatten().to(batch["completion_ids"].device)
+            )
+            parts = order.chunk(self.args.steps_per_generation)
+            self._buffered_inputs = buffered = [
+                {name: value if value.dim() == 0 else value[part] for name, value in batch.items()} for part in parts
+            ]
+        return buffered[self._step % self.args.steps_per_generation]
+
+
+def _own_rollouts(prompts: list[str], trainer: SAPOTrainer) -> dict[str, Any]:
+    """The built-in `rollout_func`: rows of one prompt are contiguous, so each prompt is read once."""
+    rollouts, trainer._prepared = trainer._prepared, None
+    if rollouts is None:
+        size = trainer.num_generations if trainer.model.training else trainer.num_generations_eval
+        whole = len(prompts) % size == 0 and all(
+            prompts[row] == prompts[row - row % size] for row in range(len(prompts))
+        )
+        size = size if whole else 1  # a group may span processes
+        rollouts = trainer.sample(prompts[::size], size, trainer._seed(0))
+    keep = rollouts.completion_mask
+    ids = trainer.processing_class(prompts, add_special_tokens=False)["input_ids"]
+    return {
+        "prompt_ids": ids,
+        "completion_ids": [row[mask].tolist() for row, mask in zip(rollouts.completion_ids, keep, strict=True)],
+        "logprobs": [row[mask].tolist() for row, mask in zip(rollouts.logps, keep, strict=True)],
+        "env_mask": [row[mask].long().tolist() for row, mask in zip(rollouts.sampled, keep, strict=True)],
+    }
+
+
+def _reward_functions(layout: ReasoningLayout) -> list[Callable]:
+    """One function a level and one for the whole SID, in TRL's form, so that TRL logs them by name."""
+
+    def matches(completion_ids: list[list[int]], target_sid: list[list[int]]) -> tuple[Tensor, Tensor]:
+        longest = max(len(ids) for ids in completion_ids)
+        filled = torch.tensor([ids + [-1] * (longest - len(ids)) for ids in completion_ids])
+        return _predicted(layout, filled), torch.tensor(target_sid)
+
+    def level_reward(level: int) -> Callable:
+        def reward(completion_ids: list[list[int]], target_sid: list[list[int]], **columns: Any) -> list[float]:
+            return step_match(*matches(completion_ids, target_sid))[:, level].tolist()
+
+        reward.__name__ = f"sid_level_{level + 1}"
+        return reward
+
+    def exact(completion_ids: list[list[int]], target_sid: list[list[int]], **columns: Any) -> list[float]:
+        return exact_match(*matches(completion_ids, target_sid)).tolist()
+
+    return [*(level_reward(level) for level in range(layout.num_steps)), exact]
+
+
+def _predicted(layout: ReasoningLayout, completion_ids: Int[Tensor, "B T"]) -> Int[Tensor, "B K"]:
+    parsed = layout.parse(completion_ids)
+    return parsed.sids.masked_fill(~parsed.well_formed[:, None], -1)
+
+
+def _no_spread(values: Float[Tensor, "B C"], group_size: int) -> Float[Tensor, "P C"]:
+    """1 for every group and column whose values are all equal."""
+    groups = values.view(-1, group_size, values.shape[1])
+    return (groups.amax(1) == groups.amin(1)).float()
+
+
+def _join(groups: Sequence[Rollouts], pad_id: int) -> Rollouts:
+    """Groups that were sampled apart as one batch of one width."""
+    width = max(group.completion_ids.shape[1] for group in groups)
+
+    def stack(name: str, filler: float) -> Tensor:
+        values = [getattr(group, name) for group in groups]
+        return torch.cat([torch.nn.functional.pad(part, (0, width - part.shape[1]), value=filler) for part in values])
+
+    return Rollouts(
+        stack("completion_ids", pad_id),
+        stack("completion_mask", False),
+        stack("logps", 0.0),
+        stack("sampled", False),
+        torch.cat([group.sids for group in groups]),
+    )
+
+
+def _mix(*numbers: int) -> int:
+    """One 63-bit seed from several numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))

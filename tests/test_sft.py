@@ -1,0 +1,136 @@
+"""Stages 1 and 2: what they train on, and that the same seed gives the same weights, stopped or not."""
+
+import pytest
+import torch
+from test_policy import CATALOG, INTERACTIONS, make_policy
+from transformers import TrainerCallback
+
+from sapo.data.interactions import Interactions
+from sapo.errors import InputError
+from sapo.policy.traces import NodeDescriptors
+from sapo.training import sft
+from sapo.training.sft import IGNORED, Examples, SFTConfig, collate, train_supervised
+
+SPLIT = INTERACTIONS.leave_one_out()  # training sequences [0, 1] and [5, 4, 3]
+TREE = NodeDescriptors(CATALOG, 2)
+
+
+def texts(policy, example):
+    answer = [token for token in example["labels"] if token != IGNORED]
+    prompt = example["input_ids"][: len(example["input_ids"]) - len(answer)]
+    assert example["input_ids"][len(prompt) :] == answer  # the loss sees the answer and nothing of the prompt
+    return policy.tokenizer.decode(prompt), policy.tokenizer.decode(answer)
+
+
+def test_stage_1_trains_next_items_of_training_sequences_only():
+    policy = make_policy()
+    rows = Examples(policy, SPLIT, "next_item", length=60, seed=0)
+    seen = {texts(policy, rows[index]) for index in range(60)}
+    # one window a sequence: the first item is the prompt, the others are learnt; held-out items 2, 3 (user u) and 2, 1
+    # (user v) do not appear behind their histories
+    assert seen == {
+        ("<bos> <a_0> <b_0>", "<a_0> <b_1>"),
+        ("<bos> <a_1> <b_1>", "<a_1> <b_1> <a_1> <b_0>"),
+    }
+
+
+def test_stage_1_translates_between_sids_and_titles():
+    policy = make_policy()
+    rows = Examples(policy, SPLIT, "next_item", length=200, seed=0, title_share=1.0)
+    seen = {texts(policy, rows[index]) for index in range(200)}
+    assert ("<bos> <a_1> <b_0> <title>", "steel kitchen knife <eos>") in seen
+    assert ("<bos> <item> steel kitchen knife", "<a_1> <b_0> <eos>") in seen
+    assert len(seen) == 12  # both directions of six items
+
+
+def test_stage_2_thinks_about_the_target():
+    policy = make_policy()
+    rows = Examples(policy, SPLIT, "thinking", length=100, seed=0, descriptors=TREE)
+    seen = {texts(policy, rows[index]) for index in range(100)}
+    assert {prompt for prompt, _ in seen} == {
+        "<bos> <a_0> <b_0>",
+        "<bos> <a_1> <b_1>",
+        "<bos> <a_1> <b_1> <a_1> <b_1>",
+    }
+    for _, answer in seen:
+        ids = torch.tensor([policy.tokenizer(answer)["input_ids"]])
+        parsed = policy.layout.parse(ids)
+        assert parsed.well_formed.all()
+        assert answer == f"{TREE.trace(parsed.sids[0].tolist())} {' '.join(answer.split()[-3:-1])} <eos>"
+
+
+def test_long_sequences_are_cut_to_the_length_of_a_prompt():
+    policy = make_policy()  # shows 3 items
+    long = Interactions(["w"], [[0, 1, 2, 3, 4, 5, 0, 1, 2]], 6).leave_one_out()
+    rows = Examples(policy, long, "next_item", length=50, seed=0)
+    lengths = {len(rows[index]["input_ids"]) for index in range(50)}
+    assert max(lengths) == 1 + 2 * 4  # <bos> and four items of two codes: three shown before the last target
+    ends = {
+        texts(policy, rows[index])[1].split()[-2:][0] + texts(policy, rows[index])[1].split()[-1] for index in range(50)
+    }
+    assert len(ends) > 2  # windows end anywhere in the sequence
+
+
+def test_rows_depend_on_seed_and_index_alone():
+    policy = make_policy()
+    make = lambda seed: Examples(policy, SPLIT, "thinking", 20, seed, TREE)  # noqa: E731
+    assert [make(0)[i] for i in range(20)] == [make(0)[i] for i in reversed(range(20))][::-1]
+    assert [make(0)[i] for i in range(20)] != [make(1)[i] for i in range(20)]
+
+
+def test_bad_settings_say_so():
+    policy = make_policy()
+    with pytest.raises(InputError, match="needs descriptors"):
+        Examples(policy, SPLIT, "thinking", 1, 0)
+    single = Interactions(["u"], [[0, 1, 2]], 6).leave_one_out()
+    with pytest.raises(InputError, match="no training row"):
+        Examples(policy, single, "next_item", 1, 0)
+
+
+def test_collate_pads_on_the_right_and_ignores_padding():
+    batch = collate([{"input_ids": [5, 6], "labels": [IGNORED, 6]}, {"input_ids": [7], "labels": [7]}], pad_id=0)
+    assert batch["input_ids"].tolist() == [[5, 6], [7, 0]]
+    assert batch["labels"].tolist() == [[IGNORED, 6], [7, IGNORED]]
+    assert batch["attention_mask"].tolist() == [[1, 1], [1, 0]]
+
+
+def weights(policy):
+    return torch.cat([parameter.detach().flatten() for parameter in policy.model.parameters()])
+
+
+CONFIG = SFTConfig(updates=8, batch_size=4, learning_rate=1e-2)
+
+
+def test_training_learns_and_repeats(tmp_path):
+    first, second = make_policy(), make_policy()
+    log = train_supervised(first, SPLIT, SFTConfig(updates=60, batch_size=8), "thinking", tmp_path / "a", 0, TREE)
+    losses = [entry["loss"] for entry in log if "loss" in entry]
+    assert losses[-1] < losses[0] / 2
+    train_supervised(second, SPLIT, SFTConfig(updates=60, batch_size=8), "thinking", tmp_path / "b", 0, TREE)
+    assert torch.equal(weights(first), weights(second))
+
+
+def test_resuming_changes_nothing(tmp_path, monkeypatch):
+    whole, half, resumed = make_policy(), make_policy(), make_policy()
+    train_supervised(whole, SPLIT, CONFIG, "next_item", tmp_path / "a", 0)
+
+    class Stop(TrainerCallback):
+        def on_step_end(self, args, state, control, **unused):
+            if state.global_step == 5:  # checkpoints fall on updates 2, 4, 6, 8
+                raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sft, "StopAtNonFiniteLoss", Stop)
+        with pytest.raises(KeyboardInterrupt):
+            train_supervised(half, SPLIT, CONFIG, "next_item", tmp_path / "b", 0)
+    assert (tmp_path / "b" / "checkpoint-4").is_dir()
+    train_supervised(resumed, SPLIT, CONFIG, "next_item", tmp_path / "b", 0, resume=True)
+    assert torch.equal(weights(whole), weights(resumed))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+    policy = make_policy()
+    with torch.no_grad():
+        policy.model.model.embed_tokens.weight.fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match=r"the loss is nan at update 1.*lower learning rate"):
+        train_supervised(policy, SPLIT, CONFIG, "next_item", tmp_path, 0)

@@ -1,0 +1,448 @@
+"""The trainer: parity with TRL's, identities between objectives, resuming, and what it refuses."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from datasets import Dataset
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast, TrainerCallback
+from trl import GRPOConfig, GRPOTrainer
+from worlds import CLOSE, EOS, OPEN, PAD, layout_for, random_sids, tiny_model
+
+from sapo.credit.objectives import OBJECTIVES
+from sapo.errors import InputError
+from sapo.semantic_ids.trie import SidTrie
+from sapo.training.trainer import SAPOConfig, SAPOTrainer
+
+SIZES = (3, 3)
+LAYOUT = layout_for(SIZES)
+SIDS = random_sids(8, SIZES, 0)
+VOCAB = int(LAYOUT.sid_ids.max()) + 6
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    tokens = {f"t{index}": index for index in range(VOCAB)}
+    core = Tokenizer(models.WordLevel(tokens, unk_token="t1"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token=f"t{PAD}", eos_token=f"t{EOS}", unk_token="t1", padding_side="left"
+    )
+
+
+@pytest.fixture
+def folder(tmp_path, tokenizer):
+    """A stage-2 folder: weights and config."""
+    tiny_model(VOCAB, scale=2.0).save_pretrained(tmp_path / "stage2")
+    tokenizer.save_pretrained(tmp_path / "stage2")
+    return tmp_path / "stage2"
+
+
+def load(folder):
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+
+def dataset(rows=12):
+    """Prompts of two to six words, no two alike; targets from the catalogue."""
+    generator = torch.Generator().manual_seed(0)
+    prompts = []
+    for row in range(rows):
+        words = [4 + row // 4, 4 + row % 4, *torch.randint(4, VOCAB, (row % 5,), generator=generator).tolist()]
+        prompts.append(" ".join(f"t{word}" for word in words))
+    return Dataset.from_dict({"prompt": prompts, "target_sid": [SIDS[row % len(SIDS)].tolist() for row in range(rows)]})
+
+
+def settings(tmp_path, **options):
+    return {
+        "output_dir": str(tmp_path / "out"),
+        "per_device_train_batch_size": 8,
+        "num_generations": 4,
+        "max_steps": 3,
+        "learning_rate": 1e-3,
+        "lr_scheduler_type": "constant",
+        "logging_steps": 1,
+        "report_to": "none",
+        "use_cpu": True,
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "seed": 3,
+    } | options
+
+
+def ours(folder, tmp_path, tokenizer, rows=None, trie=None, **options):
+    names = ("reward_funcs", "rollout_func", "callbacks", "optimizers", "model", "layout")
+    extra = {name: options.pop(name) for name in names if name in options}
+    args = SAPOConfig(**{"block_budget": 3, **settings(tmp_path, **options)})
+    return SAPOTrainer(
+        extra.pop("model", None) or load(folder),
+        args,
+        rows or dataset(),
+        tokenizer,
+        extra.pop("layout", LAYOUT),
+        trie or SidTrie(SIDS, SIZES),
+        **extra,
+    )
+
+
+class Losses:
+    """Records what `_compute_loss` of any trainer returns."""
+
+    def __init__(self, trainer):
+        self.values, compute = [], trainer._compute_loss
+
+        def recording(model, inputs):
+            loss = compute(model, inputs)
+            self.values.append(loss.detach().item())
+            return loss
+
+        trainer._compute_loss = recording
+
+
+def fixed_rollouts(prompts, trainer):
+    """Ragged completions that depend on the prompts alone: blocks of 0 to 3 words, SIDs that hit now and then."""
+    tokenizer, words = trainer.processing_class, list(range(int(LAYOUT.sid_ids.max()) + 1, VOCAB))
+    generator = torch.Generator().manual_seed(sum(map(len, prompts)) + trainer.state.global_step)
+    draw = lambda high: int(torch.randint(high, (1,), generator=generator))  # noqa: E731
+    completions, masks = [], []
+    for _ in prompts:
+        ids, sampled = [], []
+        for _ in SIZES:
+            block = [words[draw(len(words))] for _ in range(draw(4))]
+            ids += [OPEN, *block, CLOSE]
+            sampled += [0] + [1] * len(block) + [int(len(block) < 3)]
+        for level, code in enumerate(SIDS[draw(len(SIDS))].tolist()):
+            ids.append(int(LAYOUT.sid_token_ids[level][code]))
+            sampled.append(1)
+        completions.append(ids)
+        masks.append(sampled)
+    return {
+        "prompt_ids": tokenizer(prompts, add_special_tokens=False)["input_ids"],
+        "completion_ids": completions,
+        "logprobs": [[0.0] * len(ids) for ids in completions],
+        "env_mask": masks,
+    }
+
+
+def exact_reward(completion_ids, target_sid, **columns):
+    ends = [[int(t) for t in ids[-len(SIZES) :]] for ids in completion_ids]
+    goals = [[int(LAYOUT.sid_token_ids[k][code]) for k, code in enumerate(sid)] for sid in target_sid]
+    return [float(end == goal) for end, goal in zip(ends, goals, strict=True)]
+
+
+def test_parity_with_the_trainer_of_trl(folder, tmp_path, tokenizer, monkeypatch):
+    """Same rollouts, token ratios, KL, ragged completions, two iterations, accumulation: same losses, same weights."""
+    common = {"gradient_accumulation_steps": 2, "num_iterations": 2, "beta": 0.04, "max_steps": 3}
+    mine = ours(folder, tmp_path, tokenizer, objective="grpo", sid_logps="full", rollout_func=fixed_rollouts, **common)
+    my_losses = Losses(mine)
+    before = {name: value.clone() for name, value in mine.model.named_parameters()}
+    orders = []
+    whole = lambda batch: torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)  # noqa: E731
+    prepare = mine._prepare_inputs
+
+    def remember(batch):
+        inputs = prepare(batch)
+        if mine._step % 4 == 0:
+            orders.append(torch.cat([whole(part) for part in mine._buffered_inputs]))
+        return inputs
+
+    mine._prepare_inputs = remember
+    mine.train()
+
+    # TRL shuffles rows; give it the order in which ours shuffled groups, so that micro-batches hold the same rows.
+    def same_order(batch):
+        wanted, rows = orders.pop(0), whole(batch)
+        used, order = set(), []
+        for row in wanted:
+            index = next(i for i in range(len(rows)) if i not in used and torch.equal(rows[i], row))
+            used.add(index)
+            order.append(index)
+        return {name: value if value.dim() == 0 else value[order] for name, value in batch.items()}
+
+    monkeypatch.setattr("trl.trainer.grpo_trainer.shuffle_sequence_dict", same_order)
+    args = GRPOConfig(
+        **settings(tmp_path, **common),
+        loss_type="grpo",
+        use_bias_correction_kl=False,  # the papers' k3; TRL's default multiplies it by the ratio
+        scale_rewards="group",
+        importance_sampling_level="token",
+        bf16=False,
+        gradient_checkpointing=False,
+        max_completion_length=12,
+    )
+    stock = GRPOTrainer(
+        model=load(folder),
+        reward_funcs=exact_reward,
+        args=args,
+        train_dataset=dataset(),
+        processing_class=tokenizer,
+        rollout_func=fixed_rollouts,
+    )
+    their_losses = Losses(stock)
+    stock.train()
+
+    assert len(my_losses.values) == len(their_losses.values) == 6
+    assert max(map(abs, their_losses.values)) > 1e-3
+    assert my_losses.values == pytest.approx(their_losses.values, abs=1e-6)
+    theirs = dict(stock.model.named_parameters())
+    for name, value in mine.model.named_parameters():
+        torch.testing.assert_close(value, theirs[name], atol=1e-6, rtol=0)
+    assert max((value - before[name]).abs().max().item() for name, value in theirs.items()) > 1e-4
+
+
+def train(folder, tmp_path, tokenizer, **options):
+    """Losses and final weights of a run."""
+    trainer = ours(folder, tmp_path, tokenizer, **options)
+    losses = Losses(trainer)
+    trainer.train()
+    return losses.values, torch.cat([value.flatten() for value in trainer.model.parameters()]).detach(), trainer
+
+
+@pytest.mark.parametrize(("pair", "beta"), [(("sapo", "rank_grpo"), {}), (("grpo", "gspo"), {"beta": 0.0})])
+def test_objectives_that_coincide_at_ratio_one(pair, beta, folder, tmp_path, tokenizer):
+    """One update per batch: Rank-GRPO is SAPO, GSPO is GRPO. Two updates tell them apart."""
+    common = {"per_device_train_batch_size": 32, "max_steps": 2, "optim": "sgd", **beta}
+    start = torch.cat([value.flatten() for value in load(folder).parameters()])
+    once = [train(folder, tmp_path, tokenizer, objective=name, learning_rate=0.1, **common)[1] for name in pair]
+    assert (once[0] - start).abs().max() > 1e-4
+    torch.testing.assert_close(once[0], once[1], atol=1e-6, rtol=0)
+    twice = [
+        train(folder, tmp_path, tokenizer, objective=name, learning_rate=1.0, num_iterations=2, **common)[1]
+        for name in pair
+    ]
+    assert (twice[0] - twice[1]).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("objective", sorted(OBJECTIVES))
+def test_every_objective_trains(objective, folder, tmp_path, tokenizer):
+    start = torch.cat([value.flatten() for value in load(folder).parameters()])
+    _, end, trainer = train(
+        folder, tmp_path, tokenizer, objective=objective, log_completions=True, num_completions_to_print=0
+    )
+    assert (end - start).abs().max() > 1e-4
+    log = {name for entry in trainer.state.log_history for name in entry}
+    wanted = {"reward", "rewards/sid_level_1/mean", "rewards/exact/mean", "step/2/length", "step/1/frac_zero_spread"}
+    assert wanted <= log
+    assert ("kl" in log) == (OBJECTIVES[objective].beta > 0)
+    assert list((tmp_path / "out" / "completions").glob("*.parquet"))
+
+
+def test_logged_step_metrics_are_those_of_the_batch(folder, tmp_path, tokenizer):
+    trainer = ours(folder, tmp_path, tokenizer, max_steps=1)
+    batches = []
+    score = trainer._generate_and_score_completions
+    trainer._generate_and_score_completions = lambda inputs: batches.append((inputs, score(inputs))) or batches[-1][1]
+    trainer.train()
+    (inputs, batch), log = batches[0], trainer.state.log_history[0]
+    parsed = LAYOUT.parse(batch["completion_ids"]).sids
+    for k in range(2):
+        hits = [float(parsed[row, k] == inputs[row]["target_sid"][k]) for row in range(8)]
+        assert log[f"step/{k + 1}/reward_mean"] == pytest.approx(sum(hits) / 8)
+        assert log[f"rewards/sid_level_{k + 1}/mean"] == pytest.approx(sum(hits) / 8)
+        groups = [hits[:4], hits[4:]]
+        assert log[f"step/{k + 1}/frac_zero_spread"] == sum(len(set(group)) == 1 for group in groups) / 2
+    # Advantages have a token axis: one value a step, and a token outside steps has none.
+    steps, advantages = batch["token_steps"], batch["advantages"]
+    assert advantages.shape == batch["completion_ids"].shape
+    for row in range(8):
+        for k in range(2):
+            assert len(advantages[row][steps[row] == k].unique()) == 1
+    assert (advantages[steps < 0] == 0).all()
+
+
+def test_micro_batches_hold_whole_groups(folder, tmp_path, tokenizer):
+    trainer = ours(folder, tmp_path, tokenizer, gradient_accumulation_steps=3, max_steps=2)
+    seen = []
+    prepare = trainer._prepare_inputs
+    trainer._prepare_inputs = lambda batch: seen.append(prepare(batch)) or seen[-1]
+    trainer.train()
+    assert len(seen) == 6
+    for batch in seen:
+        prompts = [
+            tuple(row[mask.bool()].tolist())
+            for row, mask in zip(batch["prompt_ids"], batch["prompt_mask"], strict=True)
+        ]
+        assert len(prompts) == 8
+        assert all(prompts[row] == prompts[row - row % 4] for row in range(8))
+
+
+def test_same_seed_same_weights_and_resuming_changes_nothing(folder, tmp_path, tokenizer):
+    """Stopped after 2 of 4 updates and resumed: bit for bit the weights of an undisturbed run."""
+    options = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "lr_scheduler_type": "linear"}
+    _, whole, _ = train(folder, tmp_path / "a", tokenizer, **options)
+
+    class Stop(TrainerCallback):
+        def on_step_end(self, args, state, control, **unused):
+            if state.global_step == 3:
+                control.should_training_stop = True
+
+    ours(folder, tmp_path / "b", tokenizer, callbacks=[Stop()], **options).train()
+    shutil.rmtree(tmp_path / "b" / "out" / "checkpoint-3", ignore_errors=True)
+    assert json.loads((tmp_path / "b/out/checkpoint-2/trainer_state.json").read_text())["global_step"] == 2
+    resumed = ours(folder, tmp_path / "b", tokenizer, **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "b/out/checkpoint-2"))
+    end = torch.cat([value.flatten() for value in resumed.model.parameters()]).detach()
+    assert torch.equal(whole, end)
+
+
+def test_given_reward_functions_are_added(folder, tmp_path, tokenizer):
+    """A constant reward changes no advantage; one that only some completions get does."""
+
+    def constant(completion_ids, **columns):
+        return [5.0] * len(completion_ids)
+
+    def short(completion_ids, **columns):
+        return [float(len(ids) < 8) for ids in completion_ids]
+
+    common = {"max_steps": 1, "per_device_train_batch_size": 32}
+    _, plain, _ = train(folder, tmp_path, tokenizer, **common)
+    _, shifted, trainer = train(folder, tmp_path, tokenizer, reward_funcs=constant, **common)
+    torch.testing.assert_close(plain, shifted, atol=2e-6, rtol=0)
+    assert trainer.state.log_history[0]["rewards/constant/mean"] == 5
+    _, shaped, _ = train(folder, tmp_path, tokenizer, reward_funcs=short, **common)
+    assert (plain - shaped).abs().max() > 1e-5
+    with pytest.raises(InputError, match="2 numbers for 1 reward"):
+        ours(folder, tmp_path, tokenizer, reward_funcs=short, reward_weights=[1.0, 2.0])
+
+
+def test_dynamic_sampling_fills_the_batch_with_groups_that_have_spread(folder, tmp_path, tokenizer):
+    trainer = ours(folder, tmp_path, tokenizer, objective="dapo", max_steps=2, per_device_train_batch_size=16)
+    spreads = []
+    score = trainer._generate_and_score_completions
+
+    def recording(inputs):
+        batch = score(inputs)
+        credit = batch["advantages"].abs().amax(1).view(-1, 4)  # not 0 where, and only where, a group has spread
+        spreads.append((credit.amax(1) > 0).float().mean().item())
+        return batch
+
+    trainer._generate_and_score_completions = recording
+    trainer.train()
+    assert max(spreads) > 0.5  # of 4 groups; about 1 of 3 prompts has one at random
+    for spread, log in zip(spreads, trainer.state.log_history, strict=False):
+        assert log["dynamic_sampling/share_with_spread"] == pytest.approx(spread)
+        assert 1 <= log["dynamic_sampling/rounds"] <= 4
+        assert 16 <= log["dynamic_sampling/rollouts"] <= 64
+
+
+def test_refusals(folder, tmp_path, tokenizer):
+    make = lambda **options: ours(folder, tmp_path, tokenizer, **options)  # noqa: E731
+    with pytest.raises(InputError, match=r"2511\.20347.*2605\.17648"):
+        make(loss_type="sapo")
+    with pytest.raises(InputError, match="contradicts objective='dr_grpo'"):
+        make(objective="dr_grpo", scale_rewards="group")
+    with pytest.raises(InputError, match="contradicts objective='grpo'"):
+        make(objective="grpo", epsilon=0.3)
+    with pytest.raises(InputError, match="has no KL"):
+        make(objective="dapo", beta=0.1)
+    with pytest.raises(InputError, match="plain k3"):
+        make(use_bias_correction_kl=True)
+    with pytest.raises(InputError, match="known are"):
+        make(objective="nonsense")
+    with pytest.raises(InputError, match="2 prompts x 4 completions"):
+        make(per_device_train_batch_size=9)
+    with pytest.raises(InputError, match=r"max_completion_length is 99.*make 12"):
+        make(max_completion_length=99)
+    with pytest.raises(InputError, match="ends without EOS"):
+        make(mask_truncated_completions=True)
+    with pytest.raises(InputError, match="multiple of 2"):
+        make(save_strategy="steps", save_steps=3, num_iterations=2)
+    with pytest.raises(InputError, match="multiple of 3"):  # 3 micro-batches a generation, 2 an update: 3 updates for 2
+        make(save_strategy="steps", save_steps=1, steps_per_generation=3, gradient_accumulation_steps=2)
+    with pytest.raises(InputError, match="12 rows, fewer than the 25 prompts"):
+        make(per_device_train_batch_size=100)
+    with pytest.raises(InputError, match="sid_logps is 'tree'"):
+        make(sid_logps="tree")
+    with pytest.raises(InputError, match=r"top_p=0\.9 has no effect"):
+        make(top_p=0.9)
+    with pytest.raises(InputError, match="K = 2 steps, the catalogue 3"):
+        make(trie=SidTrie(random_sids(5, (2, 2, 2), 0), (2, 2, 2)))
+    with pytest.raises(InputError, match="lacks the columns"):
+        make(rows=Dataset.from_dict({"prompt": ["t5"]}))
+    with pytest.raises(InputError, match="built in memory"):
+        make(model=tiny_model(VOCAB))
+    with pytest.raises(ValueError, match="at least 2 generations"):
+        make(num_generations=1, per_device_train_batch_size=8)
+
+
+def test_a_reference_that_is_not_the_policy_is_refused(folder, tmp_path, tokenizer):
+    model = load(folder)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(1.5)
+    with pytest.raises(InputError, match="differ before the first update"):
+        ours(folder, tmp_path, tokenizer, model=model).train()
+
+
+def test_dropout_is_off_in_attention_too(tmp_path, tokenizer):
+    """Transformers keeps the rate of attention dropout as a number, which TRL's switch does not see."""
+    model = tiny_model(VOCAB, scale=2.0)
+    model.config.attention_dropout = 0.3
+    model.save_pretrained(tmp_path / "stage2")
+    assert load(tmp_path / "stage2").model.layers[0].self_attn.attention_dropout == 0.3
+    _, _, trainer = train(tmp_path / "stage2", tmp_path, tokenizer, max_steps=1)  # with dropout, the start would differ
+    assert trainer.model.model.layers[0].self_attn.attention_dropout == 0
+
+
+def test_settings_can_be_used_twice(folder, tmp_path, tokenizer):
+    args = SAPOConfig(**settings(tmp_path, max_steps=1))
+    for _ in range(2):
+        trainer = SAPOTrainer(load(folder), args, dataset(), tokenizer, LAYOUT, SidTrie(SIDS, SIZES))
+        assert trainer.max_completion_length == 2 * 8 + 3 * 2
+    assert args.max_completion_length is None
+    assert args.reward_weights is None
+
+
+def test_generations_of_one_update_differ(folder, tmp_path, tokenizer):
+    """Three generations an update, each with a random stream of its own."""
+    trainer = ours(folder, tmp_path, tokenizer, steps_per_generation=1, gradient_accumulation_steps=3, max_steps=2)
+    seeds = []
+    sample = trainer.sample
+    trainer.sample = lambda prompts, size, seed: seeds.append(seed) or sample(prompts, size, seed)
+    trainer.train()
+    assert len(seeds) == len(set(seeds)) == 6
+
+
+def test_broken_weights_say_so(folder, tmp_path, tokenizer):
+    trainer = ours(folder, tmp_path, tokenizer, beta=0.0)
+    with torch.no_grad():
+        trainer.model.lm_head.weight.fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match="logits are not finite"):
+        trainer.train()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(folder, tmp_path, tokenizer):
+    trainer = ours(folder, tmp_path, tokenizer)
+    compute = trainer._get_per_token_logps_and_entropies
+
+    def broken(*args, **options):
+        logps, *rest = compute(*args, **options)
+        return (logps * float("nan") if logps.requires_grad else logps), *rest
+
+    trainer._get_per_token_logps_and_entropies = broken
+    with pytest.raises(FloatingPointError, match="lower learning rate"):
+        trainer.train()
+
+
+def test_the_methods_of_trl_that_we_override_are_where_we_expect_them():
+    """A TRL that moved one of these would silently train something else."""
+    import inspect
+
+    expected = {
+        "_generate_and_score_completions": ["self", "inputs"],
+        "_calculate_rewards": ["self", "inputs", "prompts", "completions", "completion_ids_list"],
+        "_compute_loss": ["self", "model", "inputs"],
+        "_prepare_inputs": ["self", "generation_batch"],
+    }
+    for name, parameters in expected.items():
+        assert list(inspect.signature(getattr(GRPOTrainer, name)).parameters) == parameters, name
+    first = list(inspect.signature(GRPOTrainer._get_per_token_logps_and_entropies).parameters)[:6]
+    assert first == ["self", "model", "input_ids", "attention_mask", "logits_to_keep", "batch_size"]
+    source = inspect.getsource(GRPOTrainer._generate)
+    assert 'extra_fields.pop("env_mask", None)' in source
+    assert "self.rollout_func(prompts, self)" in source
+    assert "current_gradient_accumulation_steps" in inspect.getsource(GRPOTrainer._compute_loss)
+    for name in ("_metrics", "_logs", "_buffered_inputs", "_step"):
+        assert f"self.{name}" in inspect.getsource(GRPOTrainer)
