@@ -1,0 +1,242 @@
+"""Ranking over the whole catalogue, without sampled negatives. One target a row, so the hit rate is the recall.
+
+U rows (one history and its target each), R places of a ranking, K levels of a SID. Rankings are best first; a place
+that does not exist is -1.
+"""
+
+from typing import Literal, overload
+
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sapo.credit.rewards import step_match
+from sapo.data.interactions import Split
+from sapo.errors import InputError
+from sapo.policy.beam_search import constrained_beam_search
+from sapo.policy.policy import Policy, think
+from sapo.progress import progress_bar
+
+DEFAULT_KS = (5, 10)
+
+
+@overload
+def ranking_metrics(
+    ranked: Int[Tensor, "U R"], target: Int[Tensor, "U"], ks: tuple[int, ...] = ..., per_user: Literal[False] = ...
+) -> dict[str, float]: ...
+@overload
+def ranking_metrics(
+    ranked: Int[Tensor, "U R"], target: Int[Tensor, "U"], ks: tuple[int, ...] = ..., *, per_user: Literal[True]
+) -> dict[str, Float[Tensor, "U"]]: ...
+def ranking_metrics(
+    ranked: Int[Tensor, "U R"], target: Int[Tensor, "U"], ks: tuple[int, ...] = DEFAULT_KS, per_user: bool = False
+) -> dict[str, float] | dict[str, Float[Tensor, "U"]]:
+    """recall@k = 1 if the target is among the first k, ndcg@k = 1 / log2(rank + 1) if so, rank counted from 1.
+
+    Args:
+        ranked: item indices or labels, padded with -1. Only the first place of a repeated one counts.
+        per_user: return one float64 value a row instead of the mean.
+
+    Raises:
+        InputError: a k outside 1..R, no rows, shapes that do not fit, a negative target.
+    """
+    _check(ranked.shape[:1], target, ks, ranked.shape[1])
+    if (target < 0).any():
+        raise InputError("target holds negative labels; -1 is padding and can only stand in a ranking.")
+    hit = ranked == target[:, None]
+    return _metrics(_first(hit), torch.ones(len(target), device=target.device), ks, per_user)
+
+
+@overload
+def sid_ranking_metrics(
+    ranked: Int[Tensor, "U R K"],
+    target: Int[Tensor, "U"],
+    sids: Int[Tensor, "N K"],
+    ks: tuple[int, ...] = ...,
+    collisions: str = ...,
+    per_user: Literal[False] = ...,
+) -> dict[str, float]: ...
+@overload
+def sid_ranking_metrics(
+    ranked: Int[Tensor, "U R K"],
+    target: Int[Tensor, "U"],
+    sids: Int[Tensor, "N K"],
+    ks: tuple[int, ...] = ...,
+    collisions: str = ...,
+    *,
+    per_user: Literal[True],
+) -> dict[str, Float[Tensor, "U"]]: ...
+def sid_ranking_metrics(
+    ranked: Int[Tensor, "U R K"],
+    target: Int[Tensor, "U"],
+    sids: Int[Tensor, "N K"],
+    ks: tuple[int, ...] = DEFAULT_KS,
+    collisions: str = "sid",
+    per_user: bool = False,
+) -> dict[str, float] | dict[str, Float[Tensor, "U"]]:
+    """`ranking_metrics` of ranked SIDs, of which an item may share its own with others.
+
+    Args:
+        ranked: SIDs, padded with -1. One outside the catalogue is never a hit and takes one place.
+        target: item indices into `sids`, the SIDs of the catalogue.
+        collisions: "sid" counts the target's SID as a hit, whichever item of it was meant. "item" writes the items of
+            every SID out in a random order and takes the exact expectation over it: with c places before the SID of
+            the target, which n items share, the target is at each of the places c+1 .. c+n with probability 1/n.
+
+    Raises:
+        InputError: as `ranking_metrics`; an unknown policy, K that differs, a target outside the catalogue.
+    """
+    if ranked.shape[-1] != sids.shape[1]:
+        raise InputError(f"ranked holds SIDs of {ranked.shape[-1]} levels, the catalogue of {sids.shape[1]}.")
+    _check(ranked.shape[:1], target, ks, ranked.shape[1])
+    if (target < 0).any() or (target >= len(sids)).any():
+        raise InputError(f"target holds item indices outside 0..{len(sids) - 1}.")
+    place, label = _labels(ranked, sids), _labels(sids, sids)
+    before = _first(place == label[target][:, None])
+    if collisions == "sid":
+        return _metrics(before, torch.ones_like(before), ks, per_user)
+    if collisions != "item":
+        raise InputError(f"collisions is {collisions!r}: use 'sid' or 'item'.")
+    sharers = torch.bincount(label)
+    width = torch.where(place < 0, 1, sharers[place])  # items behind each place
+    end = torch.cat([torch.zeros_like(width[:, :1]), width.cumsum(1)], dim=1)
+    missed = before == ranked.shape[1]
+    items_before = end.gather(1, before[:, None])[:, 0].masked_fill(missed, max(ks))
+    return _metrics(items_before, sharers[label[target]], ks, per_user)
+
+
+def valid_share(ranked: Int[Tensor, "U R K"], sids: Int[Tensor, "N K"]) -> float:
+    """Share of the returned SIDs (places that are not all -1) that the catalogue has; nan if none was returned."""
+    returned = (ranked >= 0).any(-1)
+    return float((_labels(ranked, sids) >= 0)[returned].double().mean())
+
+
+def duplicate_share(ranked: Int[Tensor, "U R K"]) -> float:
+    """Share of the returned SIDs that repeat an earlier one of the same ranking; nan if none was returned."""
+    returned = (ranked >= 0).any(-1)
+    shifted = ranked + 1  # a malformed SID may hold -1 too
+    label = _labels(shifted, shifted.flatten(0, 1)).masked_fill(~returned, -1)
+    label = label.sort(dim=1).values
+    repeats = (label[:, 1:] == label[:, :-1]) & (label[:, 1:] >= 0)
+    return float(repeats.sum().double() / returned.sum())
+
+
+def match_rates(first: Int[Tensor, "U K"], target: Int[Tensor, "U K"]) -> dict[str, float]:
+    """Share of rows whose best SID has the right code at level k, right prefix or not: "match_level_1", ..."""
+    rates = step_match(first, target).double().mean(0).tolist()
+    return {f"match_level_{level}": rate for level, rate in enumerate(rates, start=1)}
+
+
+def _check(rows: torch.Size, target: Tensor, ks: tuple[int, ...], places: int) -> None:
+    if target.shape != rows or not len(target):
+        raise InputError(f"ranked has {rows[0]} rows and target has shape {tuple(target.shape)}: one target a row.")
+    for k in ks:
+        if k < 1:
+            raise InputError(f"k is {k}; it must be at least 1.")
+        if k > places:
+            raise InputError(f"k = {k} needs at least {k} ranked places a row, and ranked has R = {places}.")
+
+
+def _first(hit: Tensor) -> Int[Tensor, "U"]:
+    """Places before the first hit of each row; R where there is none."""
+    return torch.where(hit.any(1), hit.int().argmax(1), hit.shape[1])
+
+
+def _metrics(
+    before: Int[Tensor, "U"], sharers: Tensor, ks: tuple[int, ...], per_user: bool
+) -> dict[str, float] | dict[str, Tensor]:
+    """Expected metrics of a target that is equally likely at each of the `sharers` places after the first `before`."""
+    discounts = 1 / torch.arange(2, max(ks) + 2, device=before.device, dtype=torch.float64).log2()
+    gains = torch.cat([discounts.new_zeros(1), discounts.cumsum(0)])  # gains[k]: sum of the first k discounts
+    values = {}
+    for k in ks:
+        start, end = before.clamp(max=k), (before + sharers).long().clamp(max=k)
+        values[f"recall@{k}"] = (end - start).double() / sharers
+        values[f"ndcg@{k}"] = (gains[end] - gains[start]) / sharers
+    return values if per_user else {name: float(value.mean()) for name, value in values.items()}
+
+
+def _labels(queries: Int[Tensor, "... K"], sids: Int[Tensor, "N K"]) -> Int[Tensor, "..."]:
+    """Number of each query among the distinct SIDs of `sids`, or -1. Level by level, so that no product overflows."""
+    known = sids.new_zeros(len(sids), dtype=torch.long)
+    label = queries.new_zeros(queries.shape[:-1], dtype=torch.long)
+    for level in range(sids.shape[1]):
+        size = int(sids[:, level].max()) + 1
+        code = queries[..., level]
+        nodes, known = (known * size + sids[:, level]).unique(return_inverse=True)
+        key = label * size + code
+        node = torch.searchsorted(nodes, key).clamp(max=len(nodes) - 1)
+        inside = (label >= 0) & (code >= 0) & (code < size)
+        label = torch.where(inside & (nodes[node] == key), node, -1)
+    return label
+
+
+def evaluate_policy(
+    policy: Policy,
+    split: Split,
+    part: Literal["train", "valid", "test"] = "test",
+    limit: int | None = None,
+    *,
+    thinking: bool | None = None,
+    beams: tuple[int, ...] = (10, 50),
+    batch_size: int = 128,
+    title: str = "evaluate",
+) -> tuple[dict[str, float], pd.DataFrame]:
+    """Rank the catalogue for the rows of a split: think greedily, then search with each number of beams.
+
+    Args:
+        part, limit: which rows, and how many of them (`Rows.sample`); all where None.
+        thinking: None does as the policy was trained.
+        beams: widths of the searches.
+
+    The headline ("recall@10", ...) is the first search, scored by the softmax over allowed codes, as training sees it,
+    with the collision policy "sid". Beside it stand "item/..." (the collision policy "item") and, where `beams` has a
+    second width, "full/..." (the first search scored by the full softmax) and "beams50/..." (the second search).
+
+    Returns:
+        The metrics; and a row a user: user, target, rank of the target's SID for each search (0 = not found), and
+        whether the code of each level of the best SID is right.
+
+    Raises:
+        InputError: the policy was trained on another split or other data.
+    """
+    policy.check_split(split)
+    rows = getattr(split, part).sample(limit)
+    ks = (1, 5, 10)
+    sids, target = policy.catalog.sids, torch.tensor(rows.target)
+    searches: dict[str, tuple[int, Literal["full", "trie"]]] = {
+        f"beams{width}/" if index else "": (width, "trie") for index, width in enumerate(beams)
+    }
+    if len(beams) > 1:
+        searches["full/"] = (beams[0], "full")
+    ranked = {name: torch.full((len(rows), ks[-1], sids.shape[1]), -1) for name in searches}
+    bar = progress_bar(title, total=len(rows))
+    for draft in think(policy, rows.history, thinking=thinking, batch_size=batch_size):
+        for name, (width, normalize) in searches.items():
+            found = constrained_beam_search(
+                policy.model,
+                draft.input_ids,
+                draft.attention_mask,
+                policy.trie,
+                policy.layout.sid_token_ids,
+                width,
+                ks[-1],
+                normalize,
+            )
+            ranked[name][draft.rows] = found.sids.cpu()
+        bar.update(len(draft.rows))
+    bar.close()
+    metrics: dict[str, float] = {}
+    users = pd.DataFrame({"user": rows.user, "target": rows.target})
+    for name in searches:
+        metrics |= {name + key: value for key, value in sid_ranking_metrics(ranked[name], target, sids, ks).items()}
+        hit = (ranked[name] == sids[target][:, None]).all(-1)
+        users[f"{name}rank"] = torch.where(hit.any(1), hit.int().argmax(1) + 1, 0).numpy()
+    by_item = sid_ranking_metrics(ranked[""], target, sids, ks, collisions="item")
+    metrics |= {f"item/{key}": value for key, value in by_item.items()}
+    metrics |= match_rates(ranked[""][:, 0], sids[target])
+    metrics |= {"valid_share": valid_share(ranked[""], sids), "duplicate_share": duplicate_share(ranked[""])}
+    for level, right in enumerate((ranked[""][:, 0] == sids[target]).long().T, start=1):
+        users[f"match_{level}"] = right.numpy()
+    return metrics, users

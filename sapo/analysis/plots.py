@@ -1,0 +1,394 @@
+"""Figures: tidy data in, Axes out. Nothing here shows or saves, and a method has one colour everywhere.
+
+Where a number comes from decides its line: measured is solid (dashed with a single seed), exact dash-dotted, published
+dotted. Intervals are 95 % t intervals over seeds.
+"""
+
+from contextlib import AbstractContextManager
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.patches import FancyBboxPatch
+
+from sapo.analysis.results import validate_results
+from sapo.analysis.statistics import Interval, seed_interval
+from sapo.errors import InputError
+
+COLUMN_WIDTH, FULL_WIDTH = 3.25, 6.75  # inches, of a two-column page
+
+_HUES = sns.color_palette("colorblind").as_hex()
+# Objectives have hues; what they are compared with (stages, counting, other people's numbers) is grey.
+METHOD_COLORS: dict[str, str] = {
+    "sapo": _HUES[0],
+    "grpo": _HUES[1],
+    "grpo_graded": _HUES[2],
+    "grpo_step_reward": _HUES[3],
+    "sapo_gated": _HUES[4],
+    "rank_grpo": _HUES[5],
+    "gspo": _HUES[6],
+    "dapo": _HUES[8],
+    "sapo_outcome_reward": _HUES[9],
+    "dr_grpo": "#591e71",
+    "sapo_sequence_mean": "#12239e",
+    "stage2": "#7a7a7a",
+    "stage2_no_thinking": "#c8c8c8",
+    "cooccurrence": "#949494",
+    "popularity": "#b0b0b0",
+    "published": "#3c3c3c",
+    "optimum": "#000000",
+}
+METHOD_LABELS: dict[str, str] = {
+    "sapo": "SAPO (step-aligned)",
+    "grpo": "GRPO",
+    "grpo_graded": "GRPO, graded reward",
+    "grpo_step_reward": "GRPO, step reward",
+    "sapo_gated": "SAPO, gated",
+    "rank_grpo": "Rank-GRPO",
+    "gspo": "GSPO",
+    "dapo": "DAPO",
+    "sapo_outcome_reward": "SAPO, outcome reward",
+    "dr_grpo": "Dr. GRPO",
+    "sapo_sequence_mean": "SAPO, sequence mean",
+    "stage2": "Stage 2 (no RL)",
+    "stage2_no_thinking": "Stage 2, no thinking",
+    "cooccurrence": "Co-occurrence",
+    "popularity": "Popularity",
+    "published": "published",
+    "optimum": "Bayes optimum",
+}
+REFERENCE_LINES = {"exact": "-.", "published": ":"}  # measured lines are solid, or dashed with one seed
+
+_STYLE: dict[Any, Any] = {
+    "figure.figsize": (COLUMN_WIDTH, 2.2),
+    "figure.dpi": 150,
+    "figure.constrained_layout.use": True,
+    "savefig.dpi": 300,
+    "pdf.fonttype": 42,  # TrueType: text stays text, as venues ask
+    "ps.fonttype": 42,
+    "font.family": "DejaVu Sans",
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.labelsize": 8,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 7,
+    "legend.frameon": False,
+    "axes.linewidth": 0.6,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "lines.linewidth": 1.2,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e6e6e6",
+    "grid.linewidth": 0.5,
+}
+
+
+def figure_style() -> AbstractContextManager[None]:
+    """`with figure_style(): ...` sets fonts, sizes and spines for print; a figure takes the style it is made in."""
+    return mpl.rc_context(_STYLE)
+
+
+def method_color(method: str) -> str:
+    """The colour of a method: a variant ("sapo no_kl") has its base's, an unknown method that of "published"."""
+    return METHOD_COLORS.get(method) or METHOD_COLORS.get(method.split(" ")[0], METHOD_COLORS["published"])
+
+
+def method_label(method: str) -> str:
+    """The name a method has in figures and tables; a variant keeps its suffix, an unknown method its own name."""
+    base, _, variant = method.partition(" ")
+    if method in METHOD_LABELS or base not in METHOD_LABELS:
+        return METHOD_LABELS.get(method, method)
+    return f"{METHOD_LABELS[base]}, {variant}"
+
+
+def credit_color(credit: str) -> tuple[float, float, float]:
+    """GRPO's orange for trajectory credit; for "step k" a shade of SAPO's blue, darker for later steps."""
+    if credit == "trajectory":
+        return to_rgb(METHOD_COLORS["grpo"])
+    return _step_color(int(credit.removeprefix("step ")) - 1)
+
+
+def plot_curve(data: pd.DataFrame, metric: str, ax: Axes | None = None, window: int = 1) -> Axes:
+    """A metric against the training step: per method the mean over seeds, and its interval as a band.
+
+    Args:
+        data: columns method, seed, step, metric, value. Only steps that every seed of a method has are drawn.
+        window: each seed's curve is first averaged over this many logged steps (centred), to quieten noisy rewards.
+
+    Raises:
+        InputError: no rows of `metric`, two values for one (method, seed, step), or seeds without a common step.
+    """
+    ax = _axes(ax)
+    rows = data[data["metric"] == metric]
+    if rows.empty:
+        raise InputError(f"no rows of metric {metric!r}; there are {', '.join(sorted(data['metric'].unique()))}.")
+    if rows.duplicated(["method", "seed", "step"]).any():
+        raise InputError(f"{metric}: two values for one (method, seed, step); select one dataset and preset.")
+    for method in _in_order(rows["method"]):
+        runs = rows[rows["method"] == method].pivot(index="step", columns="seed", values="value").dropna()
+        if runs.empty:
+            raise InputError(f"{metric}: the seeds of {method} have no step in common.")
+        runs = runs.rolling(window, center=True, min_periods=1).mean()
+        intervals = [seed_interval(values) for values in runs.to_numpy()]
+        color, single = method_color(method), runs.shape[1] == 1
+        ax.plot(
+            runs.index,
+            [interval.value for interval in intervals],
+            color=color,
+            linestyle="--" if single else "-",
+            label=f"{method_label(method)}, {runs.shape[1]} seed{'' if single else 's'}",
+            zorder=3 if method == "sapo" else 2,
+        )
+        if not single:
+            low, high = [interval.low for interval in intervals], [interval.high for interval in intervals]
+            ax.fill_between(runs.index, low, high, color=color, alpha=0.2, linewidth=0)
+    ax.set_xlabel("update")
+    return ax
+
+
+def plot_reference_line(ax: Axes, value: float, label: str, source: str = "exact", vertical: bool = False) -> Axes:
+    """A computed ("exact", dash-dotted) or somebody else's ("published", dotted) number as a line across the axes."""
+    if source not in REFERENCE_LINES:
+        raise InputError(f"source is {source!r}; a reference line is {' or '.join(REFERENCE_LINES)}.")
+    color = METHOD_COLORS["optimum" if source == "exact" else "published"]
+    line = ax.axvline if vertical else ax.axhline
+    line(value, color=color, linestyle=REFERENCE_LINES[source], linewidth=1.0, label=label, zorder=1)
+    return ax
+
+
+def plot_credit_units(ax: Axes | None = None, num_steps: int = 3) -> Axes:
+    """What gets one credit: the tokens of one completion, K thinking blocks and then K SID tokens, and their steps.
+
+    Trajectory credit has one shade. Step credit has one per step, and shows that block k and SID token k, which are one
+    step, do not stand beside each other.
+    """
+    if not 1 <= num_steps <= 5:
+        raise InputError(f"num_steps is {num_steps}; the diagram has room for 1 to 5 steps.")
+    if ax is None:
+        ax = plt.subplots(figsize=(FULL_WIDTH, 2.3))[1]
+    ax.set_axis_off()
+    block = ["⟨", "w", "w", "w", "⟩"]
+    lengths = [float(len(block))] * num_steps + [1.0] * num_steps  # tokens of each part of the completion
+    lefts = np.cumsum([0.0, *lengths[:-1]]) + 0.22 * np.arange(2 * num_steps)
+    lefts[num_steps:] += 0.4  # a breath between thinking and SID
+    steps = [*range(num_steps), *range(num_steps)]
+    texts = [block] * num_steps + [[f"$s_{{{k + 1}}}$"] for k in range(num_steps)]
+    grey = METHOD_COLORS["stage2"]
+
+    def box(left: float, bottom: float, width: float, height: float, color: str | tuple, label: str) -> None:
+        shape = "round,pad=0,rounding_size=0.12"
+        edge = "white" if label.startswith("$A") else grey
+        patch = FancyBboxPatch((left, bottom), width, height, boxstyle=shape, fc=color, ec=edge, linewidth=0.6)
+        ax.add_patch(patch)
+        ax.text(left + width / 2, bottom + height / 2, label, ha="center", va="center", color=_ink(color), fontsize=8)
+
+    tokens, numbers, trajectory, by_step = 5.6, 4.45, 2.3, 0.0  # bottoms of the rows
+    for left, length, step, labels in zip(lefts, lengths, steps, texts, strict=True):
+        for token, label in enumerate(labels):
+            box(left + token, tokens, 1.0, 1.15, "#f2f2f2" if label in "⟨⟩" else "white", label)
+            middle = left + token + 0.5
+            ax.text(middle, numbers + 0.45, str(step + 1), ha="center", va="center", fontsize=7, color="#4d4d4d")
+        box(left, trajectory, length, 1.4, credit_color("trajectory"), "$A$")
+        box(left, by_step, length, 1.4, _step_color(step), f"$A_{{{step + 1}}}$")
+
+    right = lefts[-1] + 1
+    for start, end, title in (
+        (0, lefts[num_steps - 1] + len(block), f"{num_steps} thinking blocks"),
+        (lefts[num_steps], right, f"{num_steps} SID tokens"),
+    ):
+        ax.plot([start, start, end, end], [7.0, 7.25, 7.25, 7.0], color=grey, linewidth=0.8)
+        ax.text((start + end) / 2, 7.45, title, ha="center", va="bottom", fontsize=7)
+    for name, middle in (
+        ("completion", tokens + 0.575),
+        ("step of the token", numbers + 0.45),
+        ("trajectory credit\n(GRPO)", trajectory + 0.7),
+        ("step credit\n(SAPO)", by_step + 0.7),
+    ):
+        ax.text(-0.4, middle, name, ha="right", va="center", fontsize=8, linespacing=1.3)
+    for k in range(num_steps):  # block k and SID token k are one step
+        start, end = lefts[k] + len(block) / 2, lefts[num_steps + k] + 0.5
+        depth = -0.75 - 0.62 * (num_steps - 1 - k)
+        ax.plot([start, start, end, end], [-0.12, depth, depth, -0.12], color=_step_color(k), linewidth=1.2)
+        ax.text(start + 0.15, depth + 0.08, f"step {k + 1}", fontsize=6, va="bottom", color="#4d4d4d")
+    ax.set_xlim(-0.3 * right, right + 0.1)
+    ax.set_ylim(-0.9 - 0.62 * (num_steps - 1), 8.4)
+    return ax
+
+
+def plot_advantage_distributions(data: pd.DataFrame, ax: Axes | None = None, bin_width: float = 0.25) -> Axes:
+    """Histograms of the non-zero advantages, one row a credit unit, all on one scale; zeros are counted at the right.
+
+    Args:
+        data: columns credit ("trajectory", "step 1", ...) and advantage, one row a completion.
+    """
+    ax = _axes(ax)
+    units = _credit_units(data)
+    limit = max(np.ceil(data["advantage"].abs().max() / bin_width), 1) * bin_width
+    edges = np.arange(-limit, limit + bin_width / 2, bin_width)
+    shares, zeros = {}, {}
+    for unit in units:
+        values = data.loc[data["credit"] == unit, "advantage"].to_numpy()
+        shares[unit] = np.histogram(values[values != 0], edges)[0] / len(values)
+        zeros[unit] = float((values == 0).mean())
+    tallest = max(max(share.max() for share in shares.values()), 1e-12)
+    for row, unit in enumerate(reversed(units)):
+        ax.bar(
+            edges[:-1],
+            0.82 * shares[unit] / tallest,
+            width=bin_width,
+            align="edge",
+            bottom=row,
+            color=credit_color(unit),
+            edgecolor="white",
+            linewidth=0.3,
+        )
+        ax.axhline(row, color="#4d4d4d", linewidth=0.5)
+        ax.text(1.02, row + 0.35, f"{zeros[unit]:.0%}", transform=ax.get_yaxis_transform(), va="center", fontsize=7)
+    ax.text(
+        1.02, len(units) - 0.08, "zero", transform=ax.get_yaxis_transform(), va="center", fontsize=7, style="italic"
+    )
+    ax.axvline(0, color="#4d4d4d", linewidth=0.5, linestyle=(0, (2, 2)))
+    ax.set_yticks([row + 0.35 for row in range(len(units))], list(reversed(units)))
+    ax.tick_params(axis="y", length=0)
+    ax.grid(axis="y", visible=False)
+    ax.spines["left"].set_visible(False)
+    ax.set_xlim(edges[0], edges[-1])
+    ax.set_ylim(0, len(units))
+    ax.set_xlabel("advantage of a completion")
+    return ax
+
+
+def plot_zero_signal(data: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Share of groups without spread, whose advantages are all 0: a bar a credit unit, a dot a seed.
+
+    Args:
+        data: columns credit, seed, value.
+    """
+    units = _credit_units(data)
+    ax = _plot_shares(data, "credit", units, [credit_color(unit) for unit in units], ax)
+    ax.set_xlabel("share of groups")
+    return ax
+
+
+def plot_sign_disagreement(data: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Share of completions whose steps get credit of different signs, beside those of one sign and of none.
+
+    Args:
+        data: columns signs ("different signs", "one sign", "no signal"), seed, value.
+    """
+    kinds = ["different signs", "one sign", "no signal"]
+    colors = [METHOD_COLORS["sapo"], METHOD_COLORS["sapo_outcome_reward"], METHOD_COLORS["stage2_no_thinking"]]
+    ax = _plot_shares(data, "signs", kinds, colors, ax)
+    ax.set_xlabel("share of completions")
+    return ax
+
+
+def plot_results(data: pd.DataFrame, metric: str, ax: Axes | None = None) -> Axes:
+    """One dataset's results, a row a method, best at the top: mean and interval over seeds.
+
+    Filled dots are measured, open diamonds published; exact numbers are lines across.
+
+    Args:
+        data: rows of the results table, of one dataset, split and preset.
+
+    Raises:
+        InputError: no rows of `metric`, or rows of several datasets, splits or presets.
+    """
+    ax = _axes(ax)
+    rows = validate_results(data)
+    rows = rows[rows["metric"] == metric]
+    if rows.empty:
+        raise InputError(f"no rows of metric {metric!r}; there are {', '.join(sorted(data['metric'].unique()))}.")
+    ours = rows[rows["source"] == "measured"]
+    if len(rows[["dataset", "split"]].drop_duplicates()) > 1 or ours["preset"].nunique() > 1:
+        raise InputError("the rows are of several datasets, splits or presets; plot_results draws one.")
+    for row in rows[rows["source"] == "exact"].itertuples():
+        plot_reference_line(ax, row.value, method_label(row.method), "exact", vertical=True)
+    ranked = rows[rows["source"] != "exact"].groupby("method")["value"].mean().sort_values()
+    labels = []
+    for place, method in enumerate(ranked.index):
+        of_method = rows[rows["method"] == method]
+        interval, color = seed_interval(of_method["value"].to_numpy()), method_color(method)
+        published = of_method["source"].iloc[0] == "published"
+        ax.plot(
+            interval.value,
+            place,
+            marker="D" if published else "o",
+            markersize=4,
+            color=color,
+            markerfacecolor="white" if published else color,
+            linestyle="none",
+            zorder=3,
+        )
+        if len(of_method) > 1:
+            ax.plot([interval.low, interval.high], [place, place], color=color, linewidth=1.4, zorder=2)
+        runs = "" if published else f", {len(of_method)} seed{'s' if len(of_method) > 1 else ''}"
+        labels.append(method_label(method) + runs)
+    if (rows["source"] == "published").any():
+        ax.plot([], [], "D", markersize=4, color=METHOD_COLORS["published"], markerfacecolor="white", label="published")
+    ax.set_yticks(range(len(labels)), labels)
+    ax.set_ylim(-0.6, len(labels) - 0.4)
+    ax.set_xlabel(metric)
+    if (rows["source"] != "measured").any():
+        ax.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
+    return ax
+
+
+def _plot_shares(data: pd.DataFrame, column: str, names: list[str], colors: list, ax: Axes | None) -> Axes:
+    """Horizontal bars from 0 to 1: mean over seeds, interval, and every seed as a dot."""
+    ax = _axes(ax)
+    for place, (name, color) in enumerate(zip(reversed(names), reversed(colors), strict=True)):
+        values = data.loc[data[column] == name, "value"].to_numpy()
+        interval: Interval = seed_interval(values)
+        ax.barh(place, interval.value, height=0.62, color=color, alpha=0.75)
+        if len(values) > 1:
+            ax.plot([interval.low, interval.high], [place, place], color="black", linewidth=1.0)
+        spread = np.linspace(-0.16, 0.16, len(values)) if len(values) > 1 else np.zeros(1)
+        ax.plot(
+            values, place + spread, "o", markersize=2.6, color="white", mec="black", mew=0.6, clip_on=False, zorder=4
+        )
+    ax.set_yticks(range(len(names)), list(reversed(names)))
+    ax.tick_params(axis="y", length=0)
+    ax.grid(axis="y", visible=False)
+    ax.set_xlim(0, 1)
+    return ax
+
+
+def _axes(ax: Axes | None) -> Axes:
+    return plt.subplots()[1] if ax is None else ax
+
+
+def _in_order(methods: pd.Series) -> list[str]:
+    """Distinct methods, in the order of METHOD_COLORS, then by name."""
+    order = list(METHOD_COLORS)
+    return sorted(methods.unique(), key=lambda name: (order.index(name) if name in order else len(order), name))
+
+
+def _credit_units(data: pd.DataFrame) -> list[str]:
+    """ "trajectory", then the steps by number."""
+    units = sorted(data["credit"].unique(), key=lambda unit: (unit != "trajectory", len(unit), unit))
+    if not units:
+        raise InputError("no rows: there is no credit to draw.")
+    return units
+
+
+def _step_color(step: int) -> tuple[float, float, float]:
+    """Shades of SAPO's blue for the steps 0..4, from light to dark."""
+    blue, amount = np.array(to_rgb(METHOD_COLORS["sapo"])), np.linspace(0.45, -0.45, 5)[step]
+    mixed = blue + (1 - blue) * amount if amount > 0 else blue * (1 + amount)
+    return (float(mixed[0]), float(mixed[1]), float(mixed[2]))
+
+
+def _ink(color: str | tuple[float, float, float]) -> str:
+    """Black or white, whichever reads better on the colour."""
+    red, green, blue = to_rgb(color)
+    return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.55 else "white"

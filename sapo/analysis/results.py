@@ -1,0 +1,116 @@
+"""One tidy table of every number: a row a measurement, each with its source and the run it came from."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from sapo.errors import InputError
+from sapo.files import write_atomically
+
+COLUMNS = ("source", "dataset", "split", "method", "preset", "seed", "metric", "value", "n", "run")
+KEY = ["dataset", "split", "method", "preset", "seed", "metric"]
+SOURCES = ("published", "measured", "exact")
+SPLITS = ("leave_one_out", "published_test")
+
+
+def read_results(path: str | Path) -> pd.DataFrame:
+    """Read and validate a results table.
+
+    Columns: source ("published": someone else's number, and `run` says where it stands; "measured": `run` names our
+    run; "exact": computed), dataset, split, method, preset, seed, metric, value, n (rows evaluated), run. Published
+    rows have neither preset nor seed: "" and <NA>.
+
+    Raises:
+        InputError: naming the file and, where there is one, the line.
+    """
+    return validate_results(read_csv(path, COLUMNS), str(path))
+
+
+def read_csv(path: str | Path, columns: tuple[str, ...]) -> pd.DataFrame:
+    """A CSV as text, with its columns checked.
+
+    Raises:
+        InputError: the file is missing, empty, not UTF-8 or not a table, or lacks one of `columns`.
+    """
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file.") from None
+    except (OSError, UnicodeDecodeError, pd.errors.EmptyDataError, pd.errors.ParserError) as error:
+        raise InputError(f"{path}: not a CSV table in UTF-8: {error}") from None
+    missing = [column for column in columns if column not in table]
+    if missing:
+        raise InputError(f"{path}: no column {missing[0]!r}; expected {', '.join(columns)}.")
+    return table[list(columns)]
+
+
+def to_numbers(table: pd.DataFrame, columns: list[str], where: str) -> pd.DataFrame:
+    """`table` with the given columns of text as finite float64 numbers.
+
+    Raises:
+        InputError: naming the first line that holds something else.
+    """
+    table = table.copy()
+    for column in columns:
+        numbers = pd.to_numeric(table[column], errors="coerce").astype("float64")
+        wrong = np.flatnonzero(~np.isfinite(numbers))
+        if len(wrong):
+            found = table[column].iloc[wrong[0]]
+            raise InputError(f"{where}, line {wrong[0] + 2}: {column} is {found!r}, not a finite number.")
+        table[column] = numbers
+    return table
+
+
+def validate_results(table: pd.DataFrame, where: str = "results") -> pd.DataFrame:
+    """The table with the types of its columns and in the order of its key; `where` names it in errors.
+
+    Raises:
+        InputError: a missing column, an unknown source or split, an empty name, a value that is no number, or two rows
+            of one (dataset, split, method, preset, seed, metric).
+    """
+    missing = [column for column in COLUMNS if column not in table]
+    if missing:
+        raise InputError(f"{where}: no column {missing[0]!r}; expected {', '.join(COLUMNS)}.")
+    table = table[list(COLUMNS)].reset_index(drop=True)
+    for column in ("source", "dataset", "split", "method", "preset", "metric", "run"):
+        table[column] = table[column].fillna("").astype(str)
+    for column, allowed in (("source", SOURCES), ("split", SPLITS)):
+        wrong = np.flatnonzero(~table[column].isin(allowed))
+        if len(wrong):
+            raise InputError(
+                f"{where}, line {wrong[0] + 2}: {column} is {table[column].iloc[wrong[0]]!r}; "
+                f"it must be one of {', '.join(allowed)}."
+            )
+    for column in ("dataset", "method", "metric"):
+        wrong = np.flatnonzero(table[column] == "")
+        if len(wrong):
+            raise InputError(f"{where}, line {wrong[0] + 2}: {column} is empty.")
+    table = to_numbers(table, ["value"], where)
+    for column in ("seed", "n"):
+        numbers = pd.to_numeric(table[column].replace("", None), errors="coerce").astype("Float64")
+        given = table[column].notna() & (table[column].astype(str) != "")
+        wrong = np.flatnonzero(given & (numbers.isna() | (numbers % 1 != 0)).fillna(True))
+        if len(wrong):
+            found = table[column].iloc[wrong[0]]
+            raise InputError(f"{where}, line {wrong[0] + 2}: {column} is {found!r}, neither a whole number nor empty.")
+        table[column] = numbers.astype("Int64")
+    repeated = np.flatnonzero(table.duplicated(KEY))
+    if len(repeated):
+        row = ", ".join(f"{column} {table[column].iloc[repeated[0]]}" for column in KEY)
+        raise InputError(f"{where}, line {repeated[0] + 2}: a second row of {row}.")
+    return table.sort_values(KEY, na_position="first", kind="stable", ignore_index=True)
+
+
+def write_results(table: pd.DataFrame, path: str | Path) -> None:
+    """Validate, sort and write: the same rows in any order give the same bytes, and reading returns the same floats."""
+    table = validate_results(table, str(path))
+    table["value"] = table["value"].map(repr)
+    with write_atomically(path) as temporary:
+        table.to_csv(temporary, index=False, lineterminator="\n")
+
+
+def merge_results(existing: pd.DataFrame, added: pd.DataFrame) -> pd.DataFrame:
+    """All rows of both; where both have a row of one key, that of `added`."""
+    tables = [validate_results(existing, "existing results"), validate_results(added, "added results")]
+    return validate_results(pd.concat(tables).drop_duplicates(KEY, keep="last"))

@@ -1,0 +1,1 @@
+"""Other recommenders, one file each."""

@@ -1,0 +1,151 @@
+"""Ranking metrics against hand cases and against every order of the items behind the ranked SIDs."""
+
+import itertools
+import math
+from functools import partial
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sapo.analysis.evaluation import duplicate_share, match_rates, ranking_metrics, sid_ranking_metrics, valid_share
+from sapo.errors import InputError
+
+CATALOGUE = torch.tensor([[0, 0], [0, 1], [0, 1], [1, 0], [0, 1], [2, 3]])  # (0, 1) names the items 1, 2 and 4
+INTS = partial(torch.zeros, dtype=torch.long)
+
+
+def test_hand_case():
+    ranked = torch.tensor([[7, 3, 9], [7, 3, 9], [7, -1, -1], [4, 5, 6]])
+    metrics = ranking_metrics(ranked, torch.tensor([7, 9, 3, 8]), ks=(1, 2, 3), per_user=True)
+    assert metrics["recall@1"].tolist() == [1, 0, 0, 0]
+    assert metrics["recall@3"].tolist() == [1, 1, 0, 0]
+    assert metrics["ndcg@2"].tolist() == [1, 0, 0, 0]
+    assert metrics["ndcg@3"].tolist() == pytest.approx([1, 0.5, 0, 0])  # third place: 1 / log2(3 + 1)
+    mean = ranking_metrics(ranked, torch.tensor([7, 9, 3, 8]), ks=(3,))
+    assert mean == {"recall@3": 0.5, "ndcg@3": pytest.approx(0.375)}
+
+
+def test_second_place_of_a_repeated_label_adds_nothing():
+    assert ranking_metrics(torch.tensor([[1, 5, 5]]), torch.tensor([5]), ks=(3,)) == {
+        "recall@3": 1.0,
+        "ndcg@3": pytest.approx(1 / math.log2(3)),
+    }
+
+
+def test_k_beyond_the_ranking_names_both():
+    with pytest.raises(InputError, match=r"k = 10 .* R = 3"):
+        ranking_metrics(INTS(2, 3), INTS(2), ks=(10,))
+
+
+@pytest.mark.parametrize(
+    ("ranked", "target", "ks", "message"),
+    [
+        (INTS(2, 3), INTS(3), (1,), "one target a row"),
+        (INTS(0, 3), INTS(0), (1,), "one target a row"),
+        (INTS(2, 3), INTS(2), (0,), "at least 1"),
+        (INTS(2, 3), torch.tensor([0, -1]), (1,), "padding"),
+    ],
+)
+def test_bad_input(ranked, target, ks, message):
+    with pytest.raises(InputError, match=message):
+        ranking_metrics(ranked, target, ks)
+
+
+def test_bad_sid_input():
+    ranked, target = CATALOGUE[None, :3], torch.tensor([1])
+    with pytest.raises(InputError, match="2 levels, the catalogue of 1"):
+        sid_ranking_metrics(ranked, target, CATALOGUE[:, :1], ks=(1,))
+    with pytest.raises(InputError, match=r"outside 0\.\.5"):
+        sid_ranking_metrics(ranked, torch.tensor([6]), CATALOGUE, ks=(1,))
+    with pytest.raises(InputError, match="'random'"):
+        sid_ranking_metrics(ranked, target, CATALOGUE, ks=(1,), collisions="random")
+    with pytest.raises(InputError, match="R = 3"):
+        sid_ranking_metrics(ranked, target, CATALOGUE, ks=(4,), collisions="item")
+
+
+def test_collision_policies_by_hand():
+    ranked = torch.tensor([[[1, 0], [0, 1], [0, 0]]])
+    sid = sid_ranking_metrics(ranked, torch.tensor([2]), CATALOGUE, ks=(2, 3))
+    assert sid["recall@2"] == 1
+    assert sid["ndcg@2"] == pytest.approx(1 / math.log2(3))
+    # Item 3 fills place 1, then items 1, 2, 4 in random order: item 2 is at place 2, 3 or 4, each with 1/3.
+    item = sid_ranking_metrics(ranked, torch.tensor([2]), CATALOGUE, ks=(2, 3), collisions="item")
+    assert item["recall@2"] == pytest.approx(1 / 3)
+    assert item["recall@3"] == pytest.approx(2 / 3)
+    assert item["ndcg@3"] == pytest.approx((1 / math.log2(3) + 1 / math.log2(4)) / 3)
+    # Item 0 comes after all of them, at place 5.
+    assert sid_ranking_metrics(ranked, torch.tensor([0]), CATALOGUE, ks=(3,), collisions="item")["recall@3"] == 0
+
+
+def expectation_over_orders(ranked: list[tuple], target: int, sids: list[tuple], k: int) -> tuple[float, float]:
+    """Write every order of the items out and average."""
+    blocks = [[item for item, sid in enumerate(sids) if sid == place] or [-1] for place in ranked]
+    hits = gain = count = 0.0
+    for orders in itertools.product(*(itertools.permutations(block) for block in blocks)):
+        shown = list(itertools.chain(*orders))[:k]
+        count += 1
+        if target in shown:
+            hits += 1
+            gain += 1 / math.log2(shown.index(target) + 2)
+    return hits / count, gain / count
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_item_policy_is_the_expectation_over_all_orders(data):
+    sids = data.draw(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), min_size=1, max_size=5))
+    ranked = data.draw(st.lists(st.tuples(st.integers(-1, 2), st.integers(-1, 2)), min_size=1, max_size=3))
+    target = data.draw(st.integers(0, len(sids) - 1))
+    k = data.draw(st.integers(1, len(ranked)))
+    metrics = sid_ranking_metrics(
+        torch.tensor([ranked]), torch.tensor([target]), torch.tensor(sids), ks=(k,), collisions="item"
+    )
+    recall, ndcg = expectation_over_orders(ranked, target, sids, k)
+    assert metrics[f"recall@{k}"] == pytest.approx(recall, abs=1e-12)
+    assert metrics[f"ndcg@{k}"] == pytest.approx(ndcg, abs=1e-12)
+
+
+def test_policies_agree_without_collisions():
+    generator = torch.Generator().manual_seed(0)
+    sids = torch.cartesian_prod(torch.arange(3), torch.arange(4))
+    ranked = torch.stack([sids[torch.randperm(12, generator=generator)[:6]] for _ in range(40)])
+    ranked[::3, 2] = torch.tensor([2, 9])  # not in the catalogue
+    ranked[::4, 4:] = -1
+    target = torch.randint(12, (40,), generator=generator)
+    by_sid = sid_ranking_metrics(ranked, target, sids, ks=(1, 3, 6), per_user=True)
+    by_item = sid_ranking_metrics(ranked, target, sids, ks=(1, 3, 6), collisions="item", per_user=True)
+    labels = torch.where((ranked < 0).any(-1) | (ranked[..., 1] > 3), -1, ranked[..., 0] * 4 + ranked[..., 1])
+    by_label = ranking_metrics(labels, target, ks=(1, 3, 6), per_user=True)
+    for name in by_label:
+        torch.testing.assert_close(by_sid[name], by_label[name])
+        torch.testing.assert_close(by_item[name], by_label[name])
+
+
+def test_codes_of_a_large_vocabulary_do_not_overflow():
+    large = 2**20
+    sids = torch.tensor([[large] * 5, [large] * 4 + [0]])  # 2^100 possible SIDs
+    ranked = torch.tensor([[[large] * 4 + [0], [large] * 5]])
+    assert sid_ranking_metrics(ranked, torch.tensor([0]), sids, ks=(1, 2))["recall@2"] == 1
+    assert sid_ranking_metrics(ranked, torch.tensor([0]), sids, ks=(1, 2))["recall@1"] == 0
+
+
+def test_valid_and_duplicate_share():
+    ranked = torch.tensor(
+        [
+            [[0, 1], [0, 1], [1, 0], [0, 1]],  # two repeats
+            [[2, 3], [2, 2], [2, -1], [2, -1]],  # (2, 2) and the malformed ones name nothing; one repeat
+            [[0, 0], [-1, -1], [-1, -1], [-1, -1]],  # one SID returned
+        ]
+    )
+    assert valid_share(ranked, CATALOGUE) == pytest.approx(6 / 9)
+    assert duplicate_share(ranked) == pytest.approx(3 / 9)
+    assert math.isnan(valid_share(torch.full((1, 2, 2), -1), CATALOGUE))
+    assert math.isnan(duplicate_share(torch.full((1, 2, 2), -1)))
+
+
+def test_match_rates_count_a_right_code_under_a_wrong_prefix():
+    first = torch.tensor([[0, 1, 2], [5, 1, 2], [-1, -1, -1], [0, 0, 0]])
+    target = torch.tensor([[0, 1, 2]] * 4)
+    assert match_rates(first, target) == {"match_level_1": 0.5, "match_level_2": 0.5, "match_level_3": 0.5}
