@@ -1,0 +1,190 @@
+"""The command `sapo`. Every option is a field of a dataclass below; `sapo COMMAND --help` explains them."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from sapo.errors import InputError
+
+Split = Literal["auto", "leave_one_out", "published_test"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """Train all stages for all seeds, evaluate, and write results under OUT. Finished runs are skipped."""
+
+    preset: Literal["quick", "small"] = "quick"
+    """quick: minutes on a CPU for the synthetic catalogue, under an hour for real data. small: hours."""
+    data: Path | None = None
+    """Folder of TSV files; the synthetic catalogue where left out."""
+    out: Path = Path("paper_figures/out")
+    """Where runs and results go. Nothing is written elsewhere."""
+    sids: str = "sids"
+    """Which semantic IDs of the folder, for instance sids_rqvae."""
+    split: Split = "auto"
+    """auto takes the published chronological pairs where the folder has them, else leave-one-out."""
+    seeds: int | None = None
+    """How many seeds; the preset's where left out."""
+    objectives: tuple[str, ...] | None = None
+    """Objectives trained with every seed; the preset's where left out."""
+    ablations: tuple[str, ...] | None = None
+    """Objectives trained with the first seeds; the preset's where left out."""
+    updates: int | None = None
+    """Updates of stage 3; the preset's where left out."""
+    workers: int | None = None
+    """Processes side by side, one thread each; by default one a core, at most 4, and 1 with a GPU."""
+
+    def __call__(self) -> None:
+        from dataclasses import replace
+
+        from sapo import recipes
+        from sapo.experiments import run
+        from sapo.runs import Job
+
+        for name in ("seeds", "updates", "workers"):
+            _at_least_one(name, getattr(self, name))
+        recipe = recipes.preset(self.preset, on_data=self.data is not None)
+        if self.seeds is not None:
+            recipe = replace(
+                recipe, seeds=tuple(range(self.seeds)), ablation_seeds=min(self.seeds, recipe.ablation_seeds)
+            )
+        if self.objectives is not None:
+            recipe = replace(recipe, objectives=self.objectives)
+        if self.ablations is not None:
+            recipe = replace(recipe, ablations=self.ablations)
+        if self.updates is not None:
+            # another name, so that its rows are not taken for the preset's
+            name = f"{recipe.preset}-{self.updates}updates"
+            recipe = replace(recipe, preset=name, stage3=replace(recipe.stage3, updates=self.updates))
+        data = None if self.data is None else str(self.data)
+        results = run(Job(recipe, str(self.out), data, self.sids, self.split), self.workers)
+        shown = results[results["metric"].isin(["recall@10", "ndcg@10"])]
+        print(shown.groupby(["method", "metric"])["value"].mean().unstack().sort_values("ndcg@10").round(4).to_string())
+        print(self.out / "results.csv")
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Rank the catalogue for the test or validation rows with a trained policy, and print its metrics."""
+
+    model: Path
+    """Folder of a policy, for instance OUT/runs/.../seed0/stage2-.../policy."""
+    data: Path | None = None
+    """Folder of TSV files the policy was trained on; the synthetic catalogue where left out."""
+    sids: str = "sids"
+    """Which semantic IDs of the folder."""
+    split: Split = "auto"
+    """A policy is refused on a split that it was not trained for."""
+    rows: Literal["test", "valid"] = "test"
+    """Which rows of the split."""
+    limit: int | None = None
+    """Evaluate so many rows, drawn with a fixed seed; all where left out."""
+    thinking: bool | None = None
+    """Let the policy think before it names an item; as it was trained where left out."""
+
+    def __call__(self) -> None:
+        from sapo.analysis.evaluation import evaluate_policy
+        from sapo.policy.policy import Policy
+        from sapo.recipes import QUICK
+        from sapo.runs import Job, load_world
+
+        _at_least_one("limit", self.limit)
+        data = None if self.data is None else str(self.data)
+        world = load_world(Job(QUICK, "", data, self.sids, self.split))
+        policy = Policy.load(self.model, world.catalog)
+        metrics, users = evaluate_policy(policy, world.split, self.rows, self.limit, thinking=self.thinking)
+        print(f"{world.name}, {world.split.name}, {len(users)} {self.rows} rows")
+        for name, value in metrics.items():
+            print(f"{name:24}{value:.4f}")
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Draw all figures and tables from the results under OUT, and an index page. Nothing is trained."""
+
+    out: Path = Path("paper_figures/out")
+    """Folder with results.csv; figures, tables and index.html go there."""
+
+    def __call__(self) -> None:
+        import runpy
+
+        folder = Path(__file__).resolve().parent.parent / "paper_figures"
+        if not (folder / "make_all.py").is_file():
+            raise InputError(
+                f"no figure scripts in {folder}: this command needs a checkout, installed with `pip install -e`."
+            )
+        sys.path.insert(0, str(folder))
+        runpy.run_path(str(folder / "make_all.py"))["main"](self.out)
+
+
+@dataclass(frozen=True)
+class Publish:
+    """Add the finished results under OUT to the committed record that figures fall back on."""
+
+    out: Path = Path("paper_figures/out")
+    """Folder with results.csv, dynamics.csv and rollouts.csv."""
+    to: Path = Path("paper_figures/data")
+    """The record."""
+
+    def __call__(self) -> None:
+        from sapo.experiments import publish
+
+        for path in publish(self.out, self.to):
+            print(path)
+
+
+@dataclass(frozen=True)
+class Data:
+    """Check a data folder and print what is in it."""
+
+    action: tyro.conf.Positional[Literal["describe"]]
+    """What to do with the folder."""
+    folder: tyro.conf.Positional[Path]
+    """Folder of TSV files."""
+    sids: str = "sids"
+    """Which semantic IDs of the folder."""
+
+    def __call__(self) -> None:
+        from sapo.data.catalog import Catalog
+        from sapo.data.interactions import Interactions
+
+        print(Catalog.load(self.folder, self.sids).describe().to_string(header=False))
+        print(Interactions.load(self.folder).describe().to_string(header=False))
+
+
+Command = (
+    Annotated[Run, tyro.conf.subcommand("run")]
+    | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    | Annotated[Figures, tyro.conf.subcommand("figures")]
+    | Annotated[Publish, tyro.conf.subcommand("publish")]
+    | Annotated[Data, tyro.conf.subcommand("data")]
+)
+
+
+def _at_least_one(name: str, value: int | None) -> None:
+    if value is not None and value < 1:
+        raise InputError(f"--{name} is {value}; at least 1 fits.")
+
+
+def main() -> None:
+    """Run a command; a mistake in the input is one message on stderr and exit code 1."""
+    try:
+        tyro.cli(Command, prog="sapo", description="Step-Aligned Policy Optimization for recommenders that think.")()
+    except (InputError, FloatingPointError) as error:
+        sys.exit(f"sapo: {error}")
+    except RuntimeError as error:
+        if "PytorchStreamWriter" not in str(error):  # torch's words for a checkpoint that did not fit the disk
+            raise
+        sys.exit(f"sapo: a checkpoint could not be written, most often a full disk: {error}. Finished runs are intact.")
+    except OSError as error:
+        sys.exit(f"sapo: {error.strerror or error}: {error.filename or 'no file named'}. Finished runs are intact.")
+    except KeyboardInterrupt:
+        print("\nsapo: stopped. The same command goes on from the last checkpoint.", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

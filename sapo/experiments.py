@@ -1,0 +1,457 @@
+"""The main job: stages 1 to 3 for several seeds, evaluation, and one tidy table of what came out.
+
+A recipe says everything that decides a result. It unfolds into runs, each with a folder of its own. A run whose
+identity (config, data, code, parent run) is finished under OUT is skipped; one that was stopped is resumed.
+
+    references ──────────────────────────────────────────────┐
+    seed s: stage 1 ─┬─ stage 2 ─┬─ sapo, each learning rate ─┼─ results.csv, dynamics.csv, rollouts.csv
+                     │           └─ grpo, each learning rate ─┤
+                     └─ stage 2 without thinking ─────────────┘
+"""
+
+import os
+import shutil
+import signal
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import asdict, dataclass, replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+import transformers
+
+from sapo.analysis.evaluation import evaluate_policy, ranking_metrics
+from sapo.analysis.results import read_results, write_results
+from sapo.baselines.cooccurrence import CoOccurrence
+from sapo.baselines.popularity import Popularity
+from sapo.credit.objectives import OBJECTIVES
+from sapo.errors import InputError
+from sapo.policy.backbone import build_backbone
+from sapo.policy.policy import Policy
+from sapo.policy.prompts import build_tokenizer, frequent_words
+from sapo.policy.rollout import grouped_rollouts
+from sapo.policy.traces import NodeDescriptors
+from sapo.progress import keep_to_line
+from sapo.recipes import Recipe
+from sapo.runs import Job, RunFolder, write_table
+from sapo.training.progress import tidy_log
+from sapo.training.sft import train_supervised
+
+Stage = Literal["stage1", "stage2", "stage2_no_thinking"]
+KS = (1, 5, 10)
+WORLD = ["dataset", "split", "preset"]
+SUPERVISED: tuple[Stage, ...] = ("stage1", "stage2", "stage2_no_thinking")
+
+
+def train_supervised_stage(job: Job, seed: int, stage: Stage) -> None:
+    """Stage 1; or, from its folder, stage 2; or the control that learns the next item for as many updates instead."""
+    folder = supervised_folder(job, seed, stage)
+    if folder.finished:
+        return
+    recipe, world = job.recipe, job.world
+    config = recipe.stage1 if stage == "stage1" else recipe.stage2
+    if stage == "stage2_no_thinking":  # stage 1's task goes on, its share of titles included
+        config = replace(config, title_share=recipe.stage1.title_share)
+    resume, began = folder.start(config.updates), time.monotonic()
+    words = frequent_words(world.catalog, recipe.vocabulary)
+    descriptors = NodeDescriptors(world.catalog, recipe.words_per_block, words)
+    if stage == "stage1":
+        tokenizer = build_tokenizer(world.catalog, words)
+        model = build_backbone(recipe.backbone, tokenizer, seed)
+        settings = (world.split.name, world.split.data_hash, recipe.block_budget, recipe.max_history)
+        policy = Policy(model, tokenizer, world.catalog, *settings, thinking=False)
+    else:
+        policy = Policy.load(supervised_folder(job, seed, "stage1").policy, world.catalog)
+        policy.thinking = stage == "stage2"
+    history = train_supervised(
+        policy,
+        world.split,
+        config,
+        "thinking" if policy.thinking else "next_item",
+        folder.path / "checkpoints",
+        seed,
+        descriptors,
+        resume,
+    )
+    policy.save(folder.policy)
+    write_table(tidy_log(history), folder.path / "log.csv")
+    metrics: dict[str, float] = {}
+    counts: dict[str, int] = {}
+    if stage != "stage1":
+        metrics, counts = _validate(job, policy)
+    if stage == "stage2":
+        write_table(stage2_rollouts(job, policy, seed), folder.path / "rollouts.csv")
+    folder.write_card(metrics)
+    folder.finish(time.monotonic() - began, config.updates, metrics, counts)
+
+
+def train_stage3(job: Job, seed: int, objective: str, learning_rate: float) -> None:
+    """Reinforcement learning with one objective from the seed's stage-2 folder."""
+    from transformers import PrinterCallback
+
+    from sapo.training.progress import ProgressLine
+    from sapo.training.trainer import SAPOConfig, SAPOTrainer
+
+    folder = stage3_folder(job, seed, objective, learning_rate)
+    if folder.finished:
+        return
+    recipe, world = job.recipe, job.world
+    settings = recipe.stage3
+    resume, began = folder.start(settings.updates), time.monotonic()
+    args = SAPOConfig(
+        output_dir=str(folder.path / "checkpoints"),
+        objective=objective,
+        max_steps=settings.updates,
+        per_device_train_batch_size=settings.prompts * settings.group_size,
+        num_generations=settings.group_size,
+        temperature=settings.temperature,
+        learning_rate=learning_rate,
+        weight_decay=settings.weight_decay,
+        lr_scheduler_type="constant",
+        max_grad_norm=1.0,
+        logging_steps=settings.log_every,
+        log_completions=True,
+        num_completions_to_print=0,
+        save_strategy="steps",
+        save_steps=max(1, settings.updates // 4),
+        save_total_limit=2,
+        seed=seed,
+        disable_tqdm=True,
+    )
+    watch = {"reward": "reward", "rewards/exact/mean": "exact", "kl": "kl"}
+    bar = ProgressLine(f"{objective} seed {seed} lr {learning_rate:g}", watch)
+    stage2 = supervised_folder(job, seed, "stage2").policy
+    trainer = SAPOTrainer.from_catalog(stage2, world.catalog, args, world.split.train, callbacks=[bar])
+    trainer.remove_callback(PrinterCallback)
+    try:
+        trainer.train(resume_from_checkpoint=resume)
+    except FloatingPointError as error:
+        folder.give_up(error)
+        return
+    start = Policy.load(stage2, world.catalog)
+    replace(start, model=trainer.accelerator.unwrap_model(trainer.model)).save(folder.policy)
+    write_table(tidy_log(trainer.state.log_history), folder.path / "log.csv")
+    (folder.path / "completions").mkdir(exist_ok=True)
+    for part in (folder.path / "checkpoints" / "completions").glob("*.parquet"):
+        shutil.copy2(part, folder.path / "completions")
+    metrics, counts = _validate(job, Policy.load(folder.policy, world.catalog))
+    metrics["learning_rate"] = learning_rate
+    folder.write_card(metrics)
+    folder.finish(time.monotonic() - began, trainer.state.global_step, metrics, counts)
+
+
+def run_test(job: Job, folder: RunFolder) -> None:
+    """Read the test rows, once for a finished run: `test.csv` and the ranks of every user."""
+    if (folder.path / "test.csv").is_file():
+        return
+    world = job.world
+    policy = Policy.load(folder.policy, world.catalog)
+    limit = job.recipe.evaluation.test_rows
+    metrics, users = evaluate_policy(policy, world.split, "test", limit, title=f"test {folder.path.name}")
+    write_table(users, folder.path / "per_user.csv.gz")
+    write_table(folder.results("measured", metrics, len(users)), folder.path / "test.csv")
+
+
+def run_references(job: Job) -> None:
+    """Rows that need no training: popularity, co-occurrence, and the optimum where it is known."""
+    folder = references_folder(job)
+    if folder.finished:
+        return
+    folder.start()
+    began, world = time.monotonic(), job.world
+    rows = world.split.test.sample(job.recipe.evaluation.test_rows)
+    sids, target = world.catalog.sids, torch.tensor(rows.target)
+    tables = []
+    for name, method in (("popularity", Popularity()), ("cooccurrence", CoOccurrence())):
+        ranked = method.fit(world.split.sequences, world.catalog.num_items).rank(rows.history, max(KS))
+        metrics = ranking_metrics(ranked, target, KS)
+        metrics |= {
+            f"match_level_{k + 1}": rate
+            for k, rate in enumerate((sids[ranked[:, 0]] == sids[target]).float().mean(0).tolist())
+        }
+        tables.append(folder.results("measured", metrics, len(rows)).assign(method=name))
+    if world.synthetic is not None:
+        optimum = world.synthetic.optimum(rows, KS)
+        tables.append(folder.results("exact", optimum, len(rows)).assign(method="optimum"))
+    write_table(pd.concat(tables), folder.path / "test.csv")
+    folder.finish(time.monotonic() - began, 0, {}, {})
+
+
+def supervised_folder(job: Job, seed: int, stage: str) -> RunFolder:
+    """Where stage 1, stage 2 or its control of a seed lives."""
+    recipe = job.recipe
+    names = ("backbone", "max_history", "words_per_block", "block_budget", "vocabulary", "stage1")
+    config = {name: asdict(recipe)[name] for name in names} | {"seed": seed}
+    if stage != "stage1":
+        config |= {"stage2": asdict(recipe.stage2), "evaluation": asdict(recipe.evaluation)}
+    if stage == "stage2":  # its rollouts are kept
+        config |= {"group_size": recipe.stage3.group_size, "temperature": recipe.stage3.temperature}
+    return RunFolder(job, f"seed{seed}/{stage}", seed, stage, config)
+
+
+def stage3_folder(job: Job, seed: int, objective: str, learning_rate: float) -> RunFolder:
+    """Where a run of reinforcement learning lives."""
+    settings = {name: value for name, value in asdict(job.recipe.stage3).items() if name != "learning_rates"}
+    parent = supervised_folder(job, seed, "stage2").identity
+    config = {
+        "objective": objective,
+        "learning_rate": learning_rate,
+        "stage3": settings,
+        "seed": seed,
+        "parent": parent,
+    }
+    return RunFolder(job, f"seed{seed}/{objective}-lr{learning_rate:g}", seed, objective, config)
+
+
+def references_folder(job: Job) -> RunFolder:
+    """Where the rows without training live."""
+    return RunFolder(job, "references", 0, "references", {"evaluation": asdict(job.recipe.evaluation)})
+
+
+def stage2_rollouts(job: Job, policy: Policy, seed: int) -> pd.DataFrame:
+    """G rollouts of the stage-2 policy on validation prompts: which levels match. What advantages are computed from."""
+    evaluation, settings = job.recipe.evaluation, job.recipe.stage3
+    rows = job.world.split.valid.sample(evaluation.rollout_prompts)
+    device = policy.model.device
+    batch = policy.tokenizer(policy.prompts(rows.history), return_tensors="pt", padding=True).to(device)
+    rollouts = grouped_rollouts(
+        policy.model,
+        batch["input_ids"],
+        batch["attention_mask"],
+        policy.layout,
+        policy.trie,
+        settings.group_size,
+        block_budget=policy.block_budget,
+        temperature=settings.temperature,
+        generator=torch.Generator(device).manual_seed(seed),
+        pad_id=policy.tokenizer.pad_token_id,
+    )
+    target = policy.catalog.sids[rows.target].repeat_interleave(settings.group_size, 0)
+    match = (rollouts.sids.cpu() == target).long()
+    prompt, rollout, level = np.indices((len(rows), settings.group_size, policy.catalog.num_levels)).reshape(3, -1)
+    return pd.DataFrame({"prompt": prompt, "rollout": rollout, "level": level + 1, "match": match.flatten().numpy()})
+
+
+def run(job: Job, workers: int | None = None) -> pd.DataFrame:
+    """Do what is not done yet, then write `results.csv`, `dynamics.csv` and `rollouts.csv` under `job.out`.
+
+    Args:
+        workers: processes side by side, each with one thread (small models gain nothing from more); by default the
+            number of cores, at most 4, and 1 where a GPU would be shared.
+
+    Returns:
+        The rows of results.csv that belong to this recipe and data.
+
+    Raises:
+        InputError: bad settings or input; whatever a run raised. Finished runs stay, and stopped ones are resumed.
+    """
+    recipe = job.recipe
+    if unknown := set(recipe.objectives + recipe.ablations) - set(OBJECTIVES):
+        raise InputError(f"unknown objectives {sorted(unknown)}; known are {', '.join(OBJECTIVES)}.")
+    if not 1 <= recipe.ablation_seeds <= len(recipe.seeds):
+        raise InputError(f"ablation_seeds is {recipe.ablation_seeds}; there are {len(recipe.seeds)} seeds.")
+    if workers is None:
+        workers = 1 if torch.cuda.is_available() else min(4, os.cpu_count() or 1)
+    first, rates = recipe.seeds[0], recipe.stage3.learning_rates
+    with _Crew(workers) as crew:
+        stages = [task for seed in recipe.seeds for task in _supervised_tasks(job, seed)]
+        grid = [_stage3_task(job, first, name, rate, stages) for name in _objectives(recipe) for rate in rates]
+        crew.work([Task(run_references, (job,), references_folder(job).finished), *stages, *grid])
+        chosen = {name: choose_learning_rate(job, name) for name in _objectives(recipe)}
+        others = [
+            _stage3_task(job, seed, name, chosen[name])
+            for name, seeds in _objectives(recipe).items()
+            for seed in seeds
+            if seed != first
+        ]
+        tests = [_test_task(job, folder, others) for folder in result_runs(job, chosen)]
+        crew.work([*others, *tests])
+    return collect(job, chosen)
+
+
+def choose_learning_rate(job: Job, objective: str) -> float:
+    """The rate of the grid with the best validation NDCG@10 on the first seed; ties go to the smaller one."""
+    scores = {}
+    for rate in sorted(job.recipe.stage3.learning_rates):
+        folder = stage3_folder(job, job.recipe.seeds[0], objective, rate)
+        if not folder.diverged:
+            scores[rate] = folder.table("metrics.csv").set_index("metric")["value"]["valid/ndcg@10"]
+    if not scores:
+        rates = ", ".join(f"{rate:g}" for rate in job.recipe.stage3.learning_rates)
+        raise FloatingPointError(f"{objective} diverged at every learning rate of the grid ({rates}): give lower ones.")
+    return max(scores, key=lambda rate: scores[rate])
+
+
+def result_runs(job: Job, chosen: dict[str, float]) -> list[RunFolder]:
+    """The runs that results are read from: stage 2 and its control, and every objective at its chosen rate.
+
+    A seed that diverged at that rate has no result, and fewer seeds are reported.
+    """
+    stages = [supervised_folder(job, seed, stage) for seed in job.recipe.seeds for stage in SUPERVISED[1:]]
+    return stages + [
+        stage3_folder(job, seed, name, chosen[name])
+        for name, seeds in _objectives(job.recipe).items()
+        for seed in seeds
+    ]
+
+
+def collect(job: Job, chosen: dict[str, float]) -> pd.DataFrame:
+    """Gather the tables of the runs; what OUT held of the same methods is replaced, other rows stay."""
+    out = Path(job.out)
+    runs = [folder for folder in result_runs(job, chosen) if not folder.diverged]
+    tables = [pd.read_csv(references_folder(job).path / "test.csv")]
+    tables += [pd.read_csv(folder.path / name) for folder in runs for name in ("metrics.csv", "test.csv")]
+    results = pd.concat(tables)
+    curves = [folder.table("log.csv") for folder in runs if folder.row["method"] in OBJECTIVES]
+    stage2 = [folder.table("rollouts.csv") for folder in runs if folder.row["method"] == "stage2"]
+    _add_tables(results, pd.concat(curves), pd.concat(stage2).drop(columns="method"), out)
+    return results
+
+
+def publish(out: str | Path, record: str | Path) -> list[Path]:
+    """Add the tables under `out` to the committed record, in place of what it held of the same methods.
+
+    Raises:
+        InputError: nothing finished under `out`.
+    """
+    out, record = Path(out), Path(record)
+    if not (out / "results.csv").is_file():
+        raise InputError(f"{out} holds no results.csv: `sapo run --out {out}` writes it once its runs are finished.")
+    curves, rollouts = (pd.read_csv(out / name) for name in ("dynamics.csv", "rollouts.csv"))
+    _add_tables(read_results(out / "results.csv"), curves, rollouts, record)
+    return [record / name for name in ("results.csv", "dynamics.csv", "rollouts.csv")]
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """A function of picklable arguments, to be called once the tasks it needs are done, unless it is done already."""
+
+    function: Callable[..., None]
+    arguments: tuple[Any, ...]
+    done: bool
+    needs: tuple["Task", ...] = ()
+
+
+class _Crew:
+    """Worker processes with one thread each; no process where there is a single worker or nothing to do."""
+
+    def __init__(self, workers: int):
+        self.workers = workers
+        self.pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> "_Crew":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.pool is not None:
+            self.pool.shutdown(wait=True, cancel_futures=True)
+
+    def work(self, tasks: Sequence[Task]) -> None:
+        """Call all that are not done, in the order given as far as what they need allows; the first error ends it."""
+        done = {task for task in tasks if task.done}
+        todo = [task for task in tasks if not task.done]
+        if self.workers == 1:
+            _quiet_and_single_threaded()
+            for task in todo:
+                task.function(*task.arguments)
+            return
+        running: dict[Future, Task] = {}
+        while todo or running:
+            for task in [task for task in todo if done.issuperset(task.needs)]:
+                if self.pool is None:
+                    # A worker of the spawn kind imports everything afresh: torch's threads do not survive a fork.
+                    spawn = get_context("spawn")
+                    self.pool = ProcessPoolExecutor(self.workers, spawn, _start_worker, (spawn.Value("i", 0),))
+                running[self.pool.submit(_call_in_worker, task.function, *task.arguments)] = task
+                todo.remove(task)
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                future.result()
+                done.add(running.pop(future))
+
+
+def _quiet_and_single_threaded() -> None:
+    """One thread, so that numbers do not depend on the machine's cores; and no bars beside our own."""
+    torch.set_num_threads(1)
+    transformers.utils.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", message=".*activation_checkpointing.*", category=FutureWarning)
+
+
+def _start_worker(counter: Any) -> None:
+    _quiet_and_single_threaded()
+    with counter.get_lock():
+        keep_to_line(counter.value)
+        counter.value += 1
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an idle worker has nothing to say about Ctrl-C
+
+
+def _call_in_worker(function: Callable[..., None], *arguments: Any) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        function(*arguments)
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _supervised_tasks(job: Job, seed: int) -> list[Task]:
+    """Stage 1 of a seed, then stage 2 and its control."""
+    stage1, stage2, control = (supervised_folder(job, seed, stage) for stage in SUPERVISED)
+    first = Task(train_supervised_stage, (job, seed, "stage1"), stage1.finished)
+    tasks = [
+        Task(train_supervised_stage, (job, seed, f.row["method"]), f.finished, (first,)) for f in (stage2, control)
+    ]
+    return [first, *tasks]
+
+
+def _stage3_task(job: Job, seed: int, objective: str, rate: float, before: Sequence[Task] = ()) -> Task:
+    done = stage3_folder(job, seed, objective, rate).finished
+    needs = tuple(task for task in before if task.arguments == (job, seed, "stage2"))
+    return Task(train_stage3, (job, seed, objective, rate), done, needs)
+
+
+def _test_task(job: Job, folder: RunFolder, before: Sequence[Task]) -> Task:
+    method, seed = folder.row["method"], folder.row["seed"]
+    needs = tuple(task for task in before if task.arguments[1:3] == (seed, method))
+    return Task(run_test, (job, folder), (folder.path / "test.csv").is_file(), needs)
+
+
+def _objectives(recipe: Recipe) -> dict[str, tuple[int, ...]]:
+    """Which seeds train which objective."""
+    ablations = dict.fromkeys(recipe.ablations, recipe.seeds[: recipe.ablation_seeds])
+    return ablations | dict.fromkeys(recipe.objectives, recipe.seeds)
+
+
+def _validate(job: Job, policy: Policy) -> tuple[dict[str, float], dict[str, int]]:
+    """Validation metrics, and exact match on rows of the training split, which stage 3 draws its prompts from."""
+    split, limit = job.world.split, job.recipe.evaluation.valid_rows
+    metrics, valid = evaluate_policy(policy, split, "valid", limit, beams=(10,), title="validation")
+    on_seen, seen = evaluate_policy(policy, split, "train", len(valid), beams=(10,), title="training rows")
+    metrics = {f"valid/{name}": value for name, value in metrics.items()}
+    metrics["exact_match/unseen_rows"] = metrics["valid/recall@1"]
+    metrics["exact_match/seen_rows"] = on_seen["recall@1"]
+    counts = dict.fromkeys(metrics, len(valid)) | {"exact_match/seen_rows": len(seen)}
+    return metrics, counts
+
+
+def _add_tables(results: pd.DataFrame, curves: pd.DataFrame, rollouts: pd.DataFrame, folder: Path) -> None:
+    """Write the three tables into `folder`, beside what it holds of other data sets, presets and methods.
+
+    All seeds of a method are replaced together: a mean must not mix seeds of two configurations.
+    """
+    if (folder / "results.csv").is_file():
+        results = pd.concat([_others(read_results(folder / "results.csv"), results, [*WORLD, "method"]), results])
+    write_results(results, folder / "results.csv")
+    for table, name, key in ((curves, "dynamics.csv", [*WORLD, "method"]), (rollouts, "rollouts.csv", WORLD)):
+        path = folder / name
+        kept = [_others(pd.read_csv(path), table, key)] if path.is_file() else []
+        write_table(pd.concat([*kept, table]), path)
+
+
+def _others(old: pd.DataFrame, fresh: pd.DataFrame, key: list[str]) -> pd.DataFrame:
+    """The rows of `old` whose key does not occur in `fresh`."""
+    return old[~pd.MultiIndex.from_frame(old[key]).isin(pd.MultiIndex.from_frame(fresh[key]))]

@@ -1,0 +1,105 @@
+"""Recipes: everything that decides a result, as dataclasses, and the presets."""
+
+from dataclasses import dataclass, field, replace
+
+from sapo.data.synthetic import SyntheticConfig
+from sapo.policy.backbone import BackboneConfig
+from sapo.training.sft import SFTConfig
+
+
+@dataclass(frozen=True)
+class RLConfig:
+    """Settings of stage 3, the same for every objective."""
+
+    updates: int = 100
+    """Optimizer steps."""
+    prompts: int = 16
+    """Prompts an update."""
+    group_size: int = 16
+    """G, completions a prompt."""
+    learning_rates: tuple[float, ...] = (3e-4, 1e-3)
+    """The grid. Each objective gets all of it on the first seed; validation NDCG@10 chooses."""
+    temperature: float = 1.0
+    """Of rollouts and log-probabilities."""
+    weight_decay: float = 0.01
+    """AdamW's decay."""
+    log_every: int = 5
+    """Updates between two points of the curves."""
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """How much is evaluated. The rows are drawn once, with a fixed seed, and are the same for every method."""
+
+    test_rows: int | None = None
+    """Test rows, None for all."""
+    valid_rows: int | None = 500
+    """Validation rows, which choose learning rates."""
+    rollout_prompts: int = 64
+    """Validation prompts whose stage-2 rollouts are kept for the comparison of advantages."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides a result."""
+
+    preset: str
+    stage1: SFTConfig
+    stage2: SFTConfig
+    stage3: RLConfig = field(default_factory=RLConfig)
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    objectives: tuple[str, ...] = ("sapo", "grpo")
+    """Trained with every seed."""
+    ablations: tuple[str, ...] = ("grpo_step_reward", "sapo_outcome_reward", "sapo_sequence_mean")
+    """Trained with the first seed alone, unless `ablation_seeds` says more."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Each has its own stages 1 and 2; all objectives of a seed start from its stage-2 folder."""
+    ablation_seeds: int = 1
+    """How many of the seeds the ablations get."""
+    max_history: int = 10
+    """Items that a prompt shows."""
+    words_per_block: int = 2
+    """Words of a stage-2 thinking block."""
+    block_budget: int = 4
+    """Most words of a thinking block."""
+    vocabulary: int = 200
+    """Words that traces and titles may use, the catalogue's most frequent ones. Each costs a column of the softmax."""
+
+
+QUICK = Recipe(
+    preset="quick",
+    stage1=SFTConfig(updates=400, learning_rate=3e-3, title_share=0.1),
+    stage2=SFTConfig(updates=300, learning_rate=4e-3),
+    stage3=RLConfig(updates=80, prompts=32, group_size=8),
+    evaluation=EvaluationConfig(test_rows=1000),
+    max_history=5,  # the synthetic users depend on their last item alone
+)
+# Real catalogues have ten times the items and rarer hits: longer stages 1 and 2, larger groups, all test rows.
+QUICK_ON_DATA = replace(
+    QUICK,
+    stage1=SFTConfig(updates=1500, batch_size=128, learning_rate=3e-3, title_share=0.1),
+    stage2=SFTConfig(updates=800, batch_size=128, learning_rate=2e-3),
+    stage3=RLConfig(updates=100, group_size=16),
+    backbone=BackboneConfig(intermediate_size=192),
+    evaluation=EvaluationConfig(),
+    max_history=10,
+)
+SMALL = Recipe(
+    preset="small",
+    stage1=SFTConfig(updates=6000, batch_size=128, learning_rate=2e-3, title_share=0.1),
+    stage2=SFTConfig(updates=4000, batch_size=128, learning_rate=1e-3),
+    stage3=RLConfig(updates=400, prompts=32, learning_rates=(1e-4, 3e-4, 1e-3)),
+    backbone=BackboneConfig(hidden_size=128, num_layers=3, intermediate_size=384, dropout=0.1),
+    evaluation=EvaluationConfig(valid_rows=2000),
+    vocabulary=500,
+    ablation_seeds=3,
+)
+
+
+def preset(name: str, on_data: bool) -> Recipe:
+    """The recipe of a preset, "quick" or "small", for the synthetic catalogue or for data from a folder."""
+    if name == "quick":
+        return QUICK_ON_DATA if on_data else QUICK
+    return SMALL

@@ -1,0 +1,227 @@
+"""Runs on disk: what data they see, what each is, and whether it is finished."""
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+import torch
+
+from sapo.data.catalog import Catalog
+from sapo.data.interactions import Interactions, Split
+from sapo.data.synthetic import SyntheticCatalogue
+from sapo.errors import InputError
+from sapo.files import write_atomically
+from sapo.recipes import Recipe
+
+# Sources that decide a result; drawing and the command line are not among them.
+CODE = (
+    *("data", "semantic_ids", "credit", "policy", "training", "baselines"),
+    *("analysis/evaluation.py", "recipes.py", "runs.py", "experiments.py"),
+)
+
+
+@lru_cache(maxsize=1)
+def code_version() -> str:
+    """Hash of the sources that decide a result."""
+    root = Path(__file__).resolve().parent
+    files = sorted(
+        file for part in CODE for file in ([root / part] if part.endswith(".py") else (root / part).rglob("*.py"))
+    )
+    return _digest(*((str(file.relative_to(root)), file.read_text()) for file in files))
+
+
+def _digest(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker process needs to know: the recipe, where the data is, where results go."""
+
+    recipe: Recipe
+    out: str
+    data: str | None = None
+    sids: str = "sids"
+    split: Literal["auto", "leave_one_out", "published_test"] = "auto"
+    code: str = field(default_factory=code_version)
+
+    @property
+    def world(self) -> "World":
+        return load_world(self)
+
+
+@dataclass(frozen=True)
+class World:
+    """A data set as a run sees it."""
+
+    name: str
+    catalog: Catalog
+    split: Split
+    synthetic: SyntheticCatalogue | None
+
+
+@lru_cache(maxsize=1)
+def load_world(job: Job) -> World:
+    """Read or make the data of a job; split "auto" takes the published pairs where there are some."""
+    if job.data is None:
+        synthetic = SyntheticCatalogue(job.recipe.synthetic)
+        if job.split == "published_test":
+            raise InputError("the synthetic catalogue has no published test pairs: use the split leave_one_out.")
+        return World("synthetic", synthetic.catalog, synthetic.interactions.leave_one_out(), synthetic)
+    catalog = Catalog.load(job.data, job.sids)
+    interactions = Interactions.load(job.data)
+    published = interactions.has_published if job.split == "auto" else job.split == "published_test"
+    name = Path(job.data).resolve().name + ("" if job.sids == "sids" else f"-{job.sids.removeprefix('sids_')}")
+    return World(name, catalog, interactions.published() if published else interactions.leave_one_out(), None)
+
+
+class RunFolder:
+    """One run on disk: `run.json` says what it is and whether it is finished.
+
+    Args:
+        job: names the data set, split and preset, which are folders above this one.
+        name: folder of the run, for instance "seed0/sapo-lr0.001". The identity's first digits are appended, so runs of
+            different settings live side by side.
+        config: everything that decides the result beside data and code.
+    """
+
+    def __init__(self, job: Job, name: str, seed: int, method: str, config: dict[str, Any]):
+        world = job.world
+        self.row = {
+            "dataset": world.name,
+            "split": world.split.name,
+            "method": method,
+            "preset": job.recipe.preset,
+            "seed": seed,
+        }
+        self.identity = _digest(config, world.split.data_hash, world.catalog.content_hash, job.code, name)
+        group = f"{world.name}-{world.split.name}-{job.recipe.preset}"
+        self.path = Path(job.out) / "runs" / group / f"{name}-{self.identity[:8]}"
+        self.config = config
+
+    @property
+    def policy(self) -> Path:
+        return self.path / "policy"
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        try:
+            return json.loads((self.path / "run.json").read_text())
+        except FileNotFoundError:
+            return {}
+
+    @property
+    def finished(self) -> bool:
+        """Nothing is left to do; a run that diverged is finished too, without metrics."""
+        return self.manifest.get("status") in ("finished", "diverged")
+
+    @property
+    def diverged(self) -> bool:
+        return self.manifest.get("status") == "diverged"
+
+    def give_up(self, error: FloatingPointError) -> None:
+        """Mark the run as diverged, which a learning rate of a grid may well do."""
+        shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
+        self._write(status="diverged", error=str(error))
+
+    def start(self, updates: int = 0) -> bool:
+        """Claim the folder; returns whether a stopped run has left a checkpoint to resume from.
+
+        Transformers' trainer makes one more update when it resumes at the last one of `updates`, so that checkpoint is
+        dropped: the one before it is still there.
+        """
+        if not self.manifest:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._write(status="running", started=datetime.now(UTC).isoformat(timespec="seconds"))
+        whole = []
+        for checkpoint in sorted(self.path.glob("checkpoints/checkpoint-*")):
+            complete = (checkpoint / "trainer_state.json").is_file()  # written last
+            if complete and checkpoint.name != f"checkpoint-{updates}":
+                whole.append(checkpoint)
+            else:
+                shutil.rmtree(checkpoint)
+        return bool(whole)
+
+    def finish(self, seconds: float, updates: int, metrics: dict[str, float], counts: dict[str, int]) -> None:
+        """Write the metrics, then mark the run finished, in this order."""
+        table = self.results("measured", {**metrics, "updates": updates})
+        write_table(table.assign(n=table["metric"].map(counts)), self.path / "metrics.csv")
+        shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
+        self._write(status="finished", seconds=round(seconds, 1), updates=updates)
+
+    def table(self, name: str) -> pd.DataFrame:
+        """A CSV of this run with the columns that tell it from others in front."""
+        table = pd.read_csv(self.path / name)
+        for column in ("seed", "method", "preset", "split", "dataset"):
+            if column not in table:
+                table.insert(0, column, self.row[column])
+        return table
+
+    def results(self, source: str, metrics: dict[str, float], rows: int | None = None) -> pd.DataFrame:
+        """Metrics of this run as rows of results.csv."""
+        table = pd.DataFrame({"metric": list(metrics), "value": list(metrics.values())})
+        return table.assign(source=source, **self.row, n=rows, run=self.path.name)
+
+    def write_card(self, metrics: dict[str, float]) -> None:
+        """What this checkpoint is, beside it: data, split, recipe, metrics, limits."""
+        lines = [
+            f"# {self.row['method']}, seed {self.row['seed']}",
+            "",
+            "Data: {dataset}, split {split}, preset {preset}.".format(**self.row) + f" Code: sapo {version('sapo')}.",
+            "",
+            "It recommends items of this catalogue alone, was trained at small scale for research, and must not be "
+            "evaluated on another split of the data: its training rows may hold those targets.",
+            "",
+            "Validation: "
+            + (", ".join(f"{name} {value:.4f}" for name, value in sorted(metrics.items())) or "not evaluated")
+            + ".",
+            "",
+            "Recipe:",
+            "",
+            *(f"    {line}" for line in json.dumps(self.config, indent=1).splitlines()),
+        ]
+        with write_atomically(self.policy / "README.md") as path:
+            path.write_text("\n".join(lines) + "\n")
+
+    def _write(self, **more: Any) -> None:
+        manifest = {
+            **self.row,
+            "identity": self.identity,
+            "config": self.config,
+            **self.manifest,
+            **more,
+            **provenance(),
+        }
+        with write_atomically(self.path / "run.json") as path:
+            path.write_text(json.dumps(manifest, indent=1) + "\n")
+
+
+def write_table(table: pd.DataFrame, path: Path) -> None:
+    """A CSV, whole or absent."""
+    with write_atomically(path) as temporary:
+        table.to_csv(temporary, index=False)
+
+
+@lru_cache(maxsize=1)
+def provenance() -> dict[str, Any]:
+    """Where and with what a run is made."""
+    root = Path(__file__).resolve().parent.parent
+    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False)
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "hardware": gpu or f"{platform.machine()} CPU, {os.cpu_count()} cores",
+        "versions": {name: version(name) for name in ("sapo", "torch", "transformers", "trl")}
+        | {"python": platform.python_version()},
+        "commit": git.stdout.strip() or None,
+        "code": code_version(),
+    }

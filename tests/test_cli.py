@@ -1,0 +1,155 @@
+"""The command line as a person meets it: help, results, and mistakes that end in one message and exit code 1."""
+
+import gzip
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from test_experiments import TINY
+
+from sapo import cli, recipes
+from sapo.data.synthetic import SyntheticCatalogue
+
+
+def call(*arguments, **options):
+    """Run `sapo` in a process of its own."""
+    command = [sys.executable, "-m", "sapo.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, **options)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A data folder on disk."""
+    path = tmp_path_factory.mktemp("data") / "shop"
+    world = SyntheticCatalogue(TINY.synthetic)
+    world.catalog.save(path)
+    world.interactions.save(path)
+    return path
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """`sapo run` with a recipe of seconds, in this process."""
+    monkeypatch.setattr(recipes, "preset", lambda name, on_data: TINY)
+    monkeypatch.setattr(recipes, "QUICK", TINY)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["sapo", *map(str, arguments)])
+        cli.main()
+
+    return run
+
+
+@pytest.mark.parametrize("command", ["run", "evaluate", "figures", "publish", "data"])
+def test_help_says_what_a_command_does(command):
+    answer = call(command, "--help")
+    assert answer.returncode == 0
+    assert len(answer.stdout.splitlines()) > 8
+    listed = call("--help")
+    assert command in listed.stdout
+
+
+def test_describe(folder):
+    answer = call("data", "describe", folder)
+    assert answer.returncode == 0
+    assert "items" in answer.stdout
+    assert "leave_one_out: test rows" in answer.stdout
+
+
+def test_run_evaluate_publish_figures(tiny, folder, tmp_path, capsys):
+    out = tmp_path / "out"
+    options = [
+        "--data",
+        folder,
+        "--out",
+        out,
+        "--seeds",
+        1,
+        "--objectives",
+        "sapo",
+        "grpo",
+        "--ablations",
+        "--workers",
+        1,
+    ]
+    tiny("run", *options)
+    shown = capsys.readouterr().out
+    assert "optimum" not in shown  # nobody knows the optimum of data in a folder
+    assert "ndcg@10" in shown
+    policy = next(out.glob("runs/shop-leave_one_out-quick/seed0/stage2-*/policy"))
+    tiny("evaluate", "--model", policy, "--data", folder, "--limit", 10)
+    assert "recall@10" in capsys.readouterr().out
+    tiny("publish", "--out", out, "--to", tmp_path / "record")
+    assert (tmp_path / "record" / "results.csv").is_file()
+    tiny("figures", "--out", out)
+    assert (out / "index.html").is_file()
+    assert list(out.glob("figures/*.png"))
+    assert list(out.glob("tables/*.tex"))
+
+
+def test_a_policy_is_refused_on_other_data(tiny, folder, tmp_path):
+    tiny("run", "--out", tmp_path, "--seeds", 1, "--objectives", "sapo", "--ablations", "--workers", 1)
+    policy = next(tmp_path.glob("runs/*/seed0/stage2-*/policy"))
+    lines = gzip.decompress((folder / "sequences.tsv.gz").read_bytes()).decode().splitlines()
+    other = tmp_path / "shop"
+    other.mkdir()
+    for name in ("items.tsv.gz", "sids.tsv.gz"):
+        (other / name).write_bytes((folder / name).read_bytes())
+    (other / "sequences.tsv.gz").write_bytes(gzip.compress("\n".join(lines[:-1]).encode()))
+    with pytest.raises(SystemExit, match="its training rows may hold these targets"):
+        tiny("evaluate", "--model", policy, "--data", other)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["data", "describe", "no/such/folder"], "is not a folder"),
+        (["run", "--data", "no/such/folder", "--out", "{tmp}"], "is not a folder"),
+        (["run", "--seeds", "0", "--out", "{tmp}"], "--seeds is 0"),
+        (["run", "--objectives", "nonsense", "--out", "{tmp}"], "unknown objectives"),
+        (["run", "--split", "published_test", "--out", "{tmp}"], "no published test pairs"),
+        (["evaluate", "--model", "no/such/folder"], "is no policy folder"),
+        (["publish", "--out", "no/such/folder"], "holds no results.csv"),
+        (["run", "--no-such-option"], "no-such-option"),
+    ],
+)
+def test_mistakes_end_in_one_message(arguments, message, tmp_path):
+    answer = call(*(argument.format(tmp=tmp_path) for argument in arguments))
+    assert answer.returncode != 0
+    assert message in answer.stderr + answer.stdout
+    assert "Traceback" not in answer.stderr
+    assert not list(tmp_path.glob("**/results.csv"))
+
+
+def test_a_damaged_file_is_named(folder, tmp_path):
+    for name in ("items.tsv.gz", "sids.tsv.gz"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    (tmp_path / "sequences.tsv.gz").write_bytes((folder / "sequences.tsv.gz").read_bytes()[:-20])
+    answer = call("data", "describe", tmp_path)
+    assert answer.returncode == 1
+    assert "sequences.tsv.gz" in answer.stderr
+    assert "not a whole gzip file" in answer.stderr
+    assert "Traceback" not in answer.stderr
+
+
+def test_ctrl_c_says_how_to_go_on(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sapo.cli", "run", "--out", str(tmp_path), "--workers", "2"],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 90
+    while not list(tmp_path.glob("runs/*/seed*/stage1-*/run.json")) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    time.sleep(1)
+    os.killpg(process.pid, signal.SIGINT)  # what a terminal sends to all processes of the job
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "The same command goes on" in errors
+    assert "Traceback" not in errors
+    assert not (tmp_path / "results.csv").exists()

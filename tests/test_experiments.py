@@ -1,0 +1,234 @@
+"""The main job end to end on a tiny recipe: what it writes, what it skips, what it survives."""
+
+import errno
+import json
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+
+from sapo import experiments
+from sapo.analysis.results import read_results
+from sapo.credit.objectives import OBJECTIVES
+from sapo.data.synthetic import SyntheticConfig
+from sapo.errors import InputError
+from sapo.experiments import publish, run
+from sapo.policy.backbone import BackboneConfig
+from sapo.recipes import EvaluationConfig, Recipe, RLConfig
+from sapo.runs import Job, load_world
+from sapo.training.sft import SFTConfig
+
+TINY = Recipe(
+    preset="quick",
+    stage1=SFTConfig(updates=12, batch_size=16),
+    stage2=SFTConfig(updates=8, batch_size=16),
+    stage3=RLConfig(updates=4, prompts=2, group_size=4, learning_rates=(1e-3, 3e-3), log_every=2),
+    backbone=BackboneConfig(hidden_size=16, num_heads=2, intermediate_size=16),
+    synthetic=SyntheticConfig(num_users=60, num_items=30, branching=(4, 4, 4)),
+    evaluation=EvaluationConfig(test_rows=20, valid_rows=10, rollout_prompts=5),
+    seeds=(0, 1),
+    ablations=("sapo_outcome_reward",),
+)
+
+
+def snapshot(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished job, run in this process."""
+    out = tmp_path_factory.mktemp("out")
+    job = Job(TINY, str(out))
+    return job, out, run(job, workers=1)
+
+
+def test_every_method_and_seed_has_its_rows(finished):
+    _job, out, _ = finished
+    results = read_results(out / "results.csv")
+    at_10 = results[results["metric"] == "ndcg@10"]
+    seeds = at_10.groupby("method")["seed"].apply(lambda column: sorted(column.tolist())).to_dict()
+    assert seeds == {
+        "popularity": [0],
+        "cooccurrence": [0],
+        "optimum": [0],
+        "stage2": [0, 1],
+        "stage2_no_thinking": [0, 1],
+        "sapo": [0, 1],
+        "grpo": [0, 1],
+        "sapo_outcome_reward": [0],  # ablations get the first seed
+    }
+    assert set(results["dataset"]) == {"synthetic"}
+    assert (at_10["n"] == 20).all()
+    sources = results.groupby("method")["source"].first()
+    assert sources["optimum"] == "exact"
+    assert sources["sapo"] == "measured"
+    updates = results[results["metric"] == "updates"].set_index(["method", "seed"])["value"]
+    assert updates[("sapo", 1)] == 4
+    assert updates[("stage2", 0)] == 8
+    # every number names a run whose folder says how it was made
+    for name in set(results["run"]):
+        manifest = json.loads(next(out.glob(f"runs/**/{name}/run.json")).read_text())
+        assert manifest["status"] == "finished"
+        assert {"identity", "config", "hardware", "versions", "commit", "started", "seconds", "code"} <= set(manifest)
+
+
+def test_the_learning_rate_is_the_best_of_the_grid_on_validation(finished):
+    job, _out, _ = finished
+    for name in ("sapo", "grpo", "sapo_outcome_reward"):
+        scores = {
+            rate: experiments.stage3_folder(job, 0, name, rate)
+            .table("metrics.csv")
+            .set_index("metric")["value"]["valid/ndcg@10"]
+            for rate in (1e-3, 3e-3)
+        }
+        chosen = experiments.choose_learning_rate(job, name)
+        assert scores[chosen] == max(scores.values())
+        # only the chosen one reads the test rows, and only it is trained with the other seeds
+        for rate in scores:
+            assert (experiments.stage3_folder(job, 0, name, rate).path / "test.csv").is_file() == (rate == chosen)
+        if name in TINY.objectives:
+            assert [experiments.stage3_folder(job, 1, name, rate).finished for rate in scores] == [
+                r == chosen for r in scores
+            ]
+
+
+def test_curves_and_rollouts_come_out(finished):
+    _, out, _ = finished
+    curves = pd.read_csv(out / "dynamics.csv")
+    assert set(curves["method"]) == {"sapo", "grpo", "sapo_outcome_reward"}
+    assert {"reward", "kl", "rewards/exact/mean", "step/1/length", "step/3/frac_zero_spread"} <= set(curves["metric"])
+    assert set(curves[curves["metric"] == "reward"]["step"]) == {2, 4}
+    rollouts = pd.read_csv(out / "rollouts.csv")
+    assert len(rollouts) == 2 * 5 * 4 * 3  # seeds x prompts x completions x levels
+    assert set(rollouts["match"]) <= {0, 1}
+    assert list((out / "runs").glob("*/seed0/sapo-lr*/completions/*.parquet"))
+    assert not list((out / "runs").glob("**/checkpoint-*"))
+
+
+def test_a_second_run_does_nothing(finished, monkeypatch):
+    job, out, results = finished
+    before = snapshot(out / "runs")
+    for name in ("train_supervised_stage", "train_stage3", "run_references", "run_test"):
+        monkeypatch.setattr(experiments, name, lambda *arguments: pytest.fail("called again"))
+    again = run(job, workers=1)
+    assert snapshot(out / "runs") == before
+    assert again.reset_index(drop=True).equals(results.reset_index(drop=True))
+
+
+def test_other_settings_make_other_runs_and_leave_these_alone(finished):
+    job, _, _ = finished
+    other = replace(job, recipe=replace(TINY, stage3=replace(TINY.stage3, updates=5)))
+    same = experiments.supervised_folder(other, 0, "stage2")
+    assert same.path == experiments.supervised_folder(job, 0, "stage2").path  # stages 1 and 2 are shared
+    assert (
+        experiments.stage3_folder(other, 0, "sapo", 1e-3).path != experiments.stage3_folder(job, 0, "sapo", 1e-3).path
+    )
+
+
+def test_same_seed_same_numbers_also_when_interrupted(finished, tmp_path, monkeypatch):
+    """Ctrl-C in the middle of stage 3, then the same command: the numbers of the undisturbed job, to the last digit."""
+    job, _, results = finished
+    again = replace(job, out=str(tmp_path))
+    validate, calls = experiments._validate, []
+
+    def interrupted(*arguments, **options):
+        calls.append(1)
+        if len(calls) == 7:  # after training one of the policies of stage 3
+            raise KeyboardInterrupt
+        return validate(*arguments, **options)
+
+    monkeypatch.setattr(experiments, "_validate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(again, workers=1)
+    assert not (tmp_path / "results.csv").exists()
+    repeated = run(again, workers=1)
+    key = ["method", "seed", "metric"]
+    first, second = (table.sort_values(key)[[*key, "value"]].reset_index(drop=True) for table in (results, repeated))
+    pd.testing.assert_frame_equal(first, second, check_exact=True)
+
+
+def test_a_full_disk_leaves_earlier_results_intact(finished, monkeypatch):
+    job, out, _ = finished
+    before = (out / "results.csv").read_bytes()
+    other = replace(job, recipe=replace(TINY, stage3=replace(TINY.stage3, updates=2, log_every=1)))
+
+    def full(*arguments, **options):
+        raise OSError(errno.ENOSPC, "No space left on device", "policy")
+
+    monkeypatch.setattr(experiments.Policy, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        run(other, workers=1)
+    assert (out / "results.csv").read_bytes() == before
+    assert not list(out.rglob(".partial-*"))
+
+
+def test_worker_processes_give_the_numbers_of_one(finished, tmp_path):
+    job, _, results = finished
+    small = replace(job, out=str(tmp_path), recipe=replace(TINY, seeds=(0,), objectives=("sapo",), ablations=()))
+    side_by_side = run(small, workers=2)
+    wanted = results[(results["method"] == "sapo") & (results["seed"] == 0)].set_index("metric")["value"]
+    got = side_by_side[side_by_side["method"] == "sapo"].set_index("metric")["value"]
+    assert got.sort_index().equals(wanted.sort_index())
+
+
+def test_a_rate_that_diverges_loses_and_its_run_is_not_tried_again(finished, tmp_path, monkeypatch):
+    job, _, _ = finished
+    small = replace(job, out=str(tmp_path), recipe=replace(TINY, seeds=(0,), objectives=("sapo",), ablations=()))
+    from sapo.training.trainer import SAPOTrainer
+
+    train = SAPOTrainer.train
+
+    def fails(self, **options):
+        if self.args.learning_rate == 3e-3:
+            raise FloatingPointError("the loss is nan")
+        return train(self, **options)
+
+    monkeypatch.setattr(SAPOTrainer, "train", fails)
+    run(small, workers=1)
+    assert experiments.stage3_folder(small, 0, "sapo", 3e-3).diverged
+    assert experiments.choose_learning_rate(small, "sapo") == 1e-3
+    only = replace(TINY, stage3=replace(TINY.stage3, learning_rates=(3e-3,)))
+    with pytest.raises(FloatingPointError, match=r"diverged at every learning rate of the grid \(0\.003\)"):
+        run(replace(small, recipe=replace(small.recipe, stage3=only.stage3)), workers=1)
+
+
+def test_results_of_a_method_are_replaced_as_a_whole(finished, tmp_path):
+    """Seed 1 of an earlier configuration must not join a mean with seed 0 of this one."""
+    _, out, results = finished
+    experiments.publish(out, tmp_path)
+    fewer = results[(results["method"] == "sapo") & (results["seed"] == 0)].assign(value=0.5)
+    curves, rollouts = pd.read_csv(out / "dynamics.csv"), pd.read_csv(out / "rollouts.csv")
+    experiments._add_tables(fewer, curves, rollouts, tmp_path)
+    merged = read_results(tmp_path / "results.csv")
+    assert set(merged[merged["method"] == "sapo"]["seed"]) == {0}
+    assert set(merged[merged["method"] == "grpo"]["seed"]) == {0, 1}
+
+
+def test_publish_adds_to_the_record(finished, tmp_path):
+    _, out, _ = finished
+    publish(out, tmp_path)
+    first = (tmp_path / "results.csv").read_bytes()
+    publish(out, tmp_path)  # the same rows replace themselves
+    assert (tmp_path / "results.csv").read_bytes() == first
+    assert len(pd.read_csv(tmp_path / "rollouts.csv")) == len(pd.read_csv(out / "rollouts.csv"))
+    with pytest.raises(InputError, match=r"holds no results\.csv"):
+        publish(tmp_path / "nothing", tmp_path)
+
+
+def test_bad_settings_say_so(tmp_path):
+    with pytest.raises(InputError, match=r"unknown objectives \['nonsense'\]"):
+        run(Job(replace(TINY, objectives=("nonsense",)), str(tmp_path)), workers=1)
+    with pytest.raises(InputError, match="ablation_seeds is 3; there are 2"):
+        run(Job(replace(TINY, ablation_seeds=3), str(tmp_path)), workers=1)
+    with pytest.raises(InputError, match="no published test pairs"):
+        load_world(Job(TINY, str(tmp_path), split="published_test"))
+    assert not list(tmp_path.iterdir())
+    assert set(TINY.objectives) < set(OBJECTIVES)
+
+
+def test_real_data_takes_the_published_pairs_where_there_are_some(shared_data):
+    office = load_world(Job(TINY, "", str(shared_data / "office")))
+    assert (office.name, office.split.name, len(office.split.test)) == ("office", "published_test", 4866)
+    other = load_world(Job(TINY, "", str(shared_data / "office"), sids="sids_mimigenrec", split="leave_one_out"))
+    assert (other.name, other.split.name) == ("office-mimigenrec", "leave_one_out")
