@@ -1,0 +1,107 @@
+"""What the figure scripts share: where numbers come from, where artefacts go, and how one is described.
+
+Scripts read tables and never train. OUT holds the tables of the user's own runs; without them the committed record in
+`paper_figures/data` is drawn.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from sapo.analysis.results import SPLITS, read_csv, to_numbers
+from sapo.analysis.tables import write_table
+from sapo.errors import InputError
+from sapo.files import write_atomically
+
+RECORD = Path(__file__).resolve().parent / "data"
+PUBLISHED = RECORD / "published.csv"
+ONE_WORLD = ["dataset", "split", "preset"]  # runs that may be compared
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """A figure or table that was written.
+
+    Args:
+        files: what was written; figures PDF and PNG, tables CSV and LaTeX.
+        source: "measured", "published" and "exact", as far as its numbers are of that kind; "" without numbers.
+        read: the table of numbers it was made from.
+    """
+
+    name: str
+    title: str
+    caption: str
+    source: str
+    files: tuple[Path, ...]
+    read: Path | None = None
+    table: pd.DataFrame | None = None
+
+
+def find_input(out: Path, given: Path | None, name: str) -> Path:
+    """The file that `--results` names, else OUT's, else the committed one.
+
+    Once OUT has results of its own, nothing of the committed record is mixed in.
+    """
+    if given is not None:
+        return given
+    own = out / name
+    if own.is_file():
+        return own
+    if (out / "results.csv").is_file() or not (RECORD / name).is_file():
+        raise InputError(f"no {name} in {out} and no record to fall back on: `sapo run --out {out}` writes it.")
+    return RECORD / name
+
+
+def read_worlds(
+    path: Path, texts: tuple[str, ...], numbers: tuple[str, ...]
+) -> Iterator[tuple[str, str, pd.DataFrame]]:
+    """Split a tidy CSV by data set, split and preset: (suffix for file names, name for captions, rows) of each.
+
+    The suffix is empty where there is only one.
+
+    Raises:
+        InputError: as `read_csv`; a value that is no number; no rows; an unknown split.
+    """
+    table = to_numbers(read_csv(path, (*ONE_WORLD, *texts, *numbers)), list(numbers), str(path))
+    if table.empty:
+        raise InputError(f"{path}: no rows.")
+    if unknown := set(table["split"]) - set(SPLITS):
+        raise InputError(f"{path}: unknown split {min(unknown)!r}; known are {', '.join(SPLITS)}.")
+    groups = table.groupby(ONE_WORLD, sort=True)
+    for (dataset, split, preset), rows in groups:
+        suffix = f"-{dataset}-{split}-{preset}" if len(groups) > 1 else ""
+        yield suffix, f"{dataset}, {split.replace('_', ' ')}, preset {preset}", rows
+
+
+def save_figure(figure: Figure, out: Path, name: str) -> tuple[Path, ...]:
+    """Write OUT/figures/name.pdf and .png, without dates, and close the figure. Call it inside `figure_style()`."""
+    paths = (out / "figures" / f"{name}.pdf", out / "figures" / f"{name}.png")
+    for path, metadata in zip(paths, ({"CreationDate": None}, {"Software": None}), strict=True):
+        with write_atomically(path) as temporary:
+            figure.savefig(temporary, metadata=metadata)
+    plt.close(figure)
+    return paths
+
+
+def save_table(table: pd.DataFrame, out: Path, name: str, notes: str) -> tuple[Path, ...]:
+    """Write OUT/tables/name.csv and .tex."""
+    return write_table(table, out / "tables" / name, notes)
+
+
+def command_line(main: Callable[..., list[Artefact]], doc: str | None, takes_results: bool = True) -> None:
+    """Run a script's `main`; an error of the input is one line and exit status 1."""
+    parser = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
+    parser.add_argument("--out", type=Path, default=RECORD.parent / "out", help="folder of results and artefacts")
+    if takes_results:
+        parser.add_argument("--results", type=Path, help="the table to read instead of OUT's or the committed one")
+    try:
+        for artefact in main(**vars(parser.parse_args())):
+            print(*artefact.files, sep="\n")
+    except InputError as error:
+        sys.exit(f"error: {error}")

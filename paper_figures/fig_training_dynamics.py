@@ -1,0 +1,70 @@
+"""Training dynamics of SAPO and GRPO: reward, lengths, KL to the reference, match rate per level."""
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from artefacts import Artefact, command_line, find_input, read_worlds, save_figure
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from sapo.analysis.plots import FULL_WIDTH, figure_style, plot_curve
+from sapo.errors import InputError
+
+METHODS = ["sapo", "grpo"]
+NAME = "fig_training_dynamics"
+
+
+def draw(rows: pd.DataFrame, window: int) -> Figure:
+    """Three rows of panels: the run as a whole, then match rate and length of every step."""
+    levels = rows["metric"].str.extract(r"^rewards/sid_level_(\d+)/mean$")[0].dropna().astype(int).max()
+    if pd.isna(levels):
+        raise InputError("no rows of metric 'rewards/sid_level_1/mean'.")
+    panels = [
+        [
+            ("rewards/exact/mean", "reward: exact match"),
+            ("response_length", "tokens of a response"),
+            ("kl", "KL to the reference"),
+        ],
+        [(f"rewards/sid_level_{k}/mean", f"match rate, level {k}") for k in range(1, levels + 1)],
+        [(f"step/{k}/length", f"tokens of step {k}") for k in range(1, levels + 1)],
+    ]
+    mosaic: list[Any] = [[metric for metric, _ in row for _ in range(3 * levels // len(row))] for row in panels]
+    figure, axes = plt.subplot_mosaic(mosaic, figsize=(FULL_WIDTH, 5.0))
+    for row in panels:
+        for metric, title in row:
+            ax = plot_curve(rows, metric, axes[metric], window)
+            ax.set_title(title)
+            ax.set_xlabel("update" if row is panels[-1] else "")
+    handles, labels = axes[panels[0][0][0]].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(handles))
+    return figure
+
+
+def main(out: Path, results: Path | None = None) -> list[Artefact]:
+    """One figure a data set, from dynamics.csv: dataset, split, preset, method, seed, step, metric, value."""
+    path = find_input(out, results, "dynamics.csv")
+    artefacts = []
+    for suffix, world, rows in read_worlds(path, ("method", "metric"), ("seed", "step", "value")):
+        rows = rows[rows["method"].isin(METHODS)]
+        if rows.empty:  # another data set may have them
+            continue
+        window = max(1, rows["step"].nunique() // 25)
+        try:
+            with figure_style():
+                files = save_figure(draw(rows, window), out, NAME + suffix)
+        except InputError as error:
+            raise InputError(f"{path}, {world}: {error}") from None
+        smoothed = f" Each seed is smoothed over {window} logged steps." if window > 1 else ""
+        caption = (
+            f"{world}. Training prompts; mean and 95 % t interval over seeds (each with its own stages 1 and 2; both "
+            f"objectives of a seed start from its stage-2 checkpoint).{smoothed} A dashed line is one seed."
+        )
+        artefacts.append(Artefact(NAME + suffix, "Training dynamics", caption, "measured", files, path))
+    if not artefacts:
+        raise InputError(f"{path}: no rows of {' or '.join(METHODS)}.")
+    return artefacts
+
+
+if __name__ == "__main__":
+    command_line(main, __doc__)

@@ -1,0 +1,310 @@
+"""The figure scripts on made-up tables: what they compute, what they refuse, and that they write the same bytes."""
+
+import itertools
+import json
+import math
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib import pyplot as plt
+
+from sapo.analysis.plots import figure_style
+from sapo.analysis.results import read_results, write_results
+from sapo.errors import InputError
+
+SCRIPTS = Path(__file__).resolve().parent.parent / "paper_figures"
+WORLD = {"dataset": "office", "split": "published_test", "preset": "quick"}
+METHODS = {"sapo": 0.30, "grpo": 0.24, "grpo_step_reward": 0.26, "stage2": 0.22, "popularity": 0.05}
+
+
+@pytest.fixture(autouse=True)
+def scripts(monkeypatch):
+    """Scripts import each other by name, as when one is started from the shell."""
+    backend = mpl.get_backend()
+    mpl.use("Agg")
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    yield
+    plt.close("all")
+    mpl.use(backend)
+
+
+def fake_results() -> pd.DataFrame:
+    """Three seeds of SAPO, GRPO and stage 2, one of the rest, and an optimum."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for method, level in METHODS.items():
+        for seed in range(3 if method in ("sapo", "grpo", "stage2") else 1):
+            for metric, share in (("recall@5", 0.7), ("ndcg@5", 0.5), ("recall@10", 1.0), ("ndcg@10", 0.6)):
+                rows.append((method, "measured", seed, metric, share * (level + 0.01 * rng.normal())))
+            rows.append((method, "measured", seed, "updates", 0 if method == "popularity" else 80))
+    rows.append(("optimum", "exact", 0, "recall@10", 0.41))
+    table = pd.DataFrame(rows, columns=["method", "source", "seed", "metric", "value"])
+    return table.assign(**WORLD, n=2000, run="r")
+
+
+def fake_dynamics(levels: int = 3) -> pd.DataFrame:
+    rng = np.random.default_rng(1)
+    names = {"rewards/exact/mean": 0.2, "response_length": 18.0, "kl": 0.05}
+    names |= {f"rewards/sid_level_{k}/mean": 0.6 / k for k in range(1, levels + 1)}
+    names |= {f"step/{k}/length": 5.0 for k in range(1, levels + 1)}
+    rows = [
+        (method, seed, step, metric, level * (1 + step / (60 if method == "sapo" else 150) + 0.03 * rng.normal()))
+        for (metric, level), method, seed, step in itertools.product(
+            names.items(), ("sapo", "grpo"), range(3), range(5, 81, 5)
+        )
+    ]
+    return pd.DataFrame(rows, columns=["method", "seed", "step", "metric", "value"]).assign(**WORLD)
+
+
+def fake_rollouts(levels: int = 3, prompts: int = 32, group_size: int = 16) -> pd.DataFrame:
+    rng = np.random.default_rng(2)
+    index = itertools.product(range(3), range(prompts), range(group_size), range(1, levels + 1))
+    table = pd.DataFrame(index, columns=["seed", "prompt", "rollout", "level"])
+    return table.assign(match=(rng.random(len(table)) < 0.5 / table["level"]).astype(int), **WORLD)
+
+
+@pytest.fixture
+def out(tmp_path) -> Path:
+    """A folder as `sapo run` leaves it."""
+    write_results(fake_results(), tmp_path / "results.csv")
+    fake_dynamics().to_csv(tmp_path / "dynamics.csv", index=False)
+    fake_rollouts().to_csv(tmp_path / "rollouts.csv", index=False)
+    for seed in range(2):
+        folder = tmp_path / "runs" / "office" / f"seed{seed}" / "sapo-lr0.001"
+        folder.mkdir(parents=True)
+        manifest = {**WORLD, "seed": seed, "method": "sapo", "status": "finished", "updates": 80, "seconds": 90.0}
+        manifest |= {"started": "2026-01-01T00:00:00+00:00", "hardware": "<CPU>", "commit": None, "identity": "abc"}
+        (folder / "run.json").write_text(json.dumps(manifest | {"config": {"learning_rate": 0.001}}))
+    return tmp_path
+
+
+def test_make_all_writes_every_artefact_and_an_index(out):
+    make_all = import_module("make_all")
+    made = make_all.main(out)
+    assert {artefact.name for artefact in made} == {path.stem for path in SCRIPTS.glob("[ft][ia][gb]*_*.py")}
+    page = (out / "index.html").read_text(encoding="utf-8")
+    for artefact in made:
+        suffixes = {".csv", ".tex"} if artefact.name.startswith("table") else {".pdf", ".png"}
+        assert {path.suffix for path in artefact.files} == suffixes
+        for path in artefact.files:
+            assert path.stat().st_size > 100
+            assert f'href="{path.relative_to(out).as_posix()}"' in page
+        assert f"python paper_figures/{artefact.name}.py --out {out}" in page
+    assert "2 runs, 3.0 minutes" in page
+    assert "2026-01-01T00:00:00+00:00" in page
+    assert "&lt;CPU&gt;" in page
+    assert "SASRec (MiniOneRec)†" in page
+    assert "record that the repository carries" not in page
+    assert sorted(path.name for path in out.iterdir()) == [
+        "dynamics.csv",
+        "figures",
+        "index.html",
+        "results.csv",
+        "rollouts.csv",
+        "runs",
+        "tables",
+    ]
+
+
+@pytest.mark.parametrize("script", ["fig_credit_units", "fig_advantage_distributions", "table_main_results"])
+def test_same_tables_same_bytes(out, script):
+    (artefact,) = import_module(script).main(out)
+    before = [path.read_bytes() for path in artefact.files]
+    assert [path.read_bytes() for path in import_module(script).main(out)[0].files] == before
+
+
+def test_main_table(out):
+    artefact = import_module("table_main_results").main(out)[0]
+    table = artefact.table.set_index("method")
+    assert "GRPO, step reward" not in table.index  # of the ablation alone
+    assert table.loc["SAPO (step-aligned)", ["source", "seeds", "updates"]].tolist() == ["measured", 3, 80]
+    assert table.loc["MiniOneRec (MiniOneRec)", "ndcg@10"] == 0.1242
+    assert table.loc["MiniOneRec (MiniOneRec)", "source"] == "published"
+    assert set(artefact.table["dataset"]) == {"office"}  # no published rows of data that was not measured
+    values = fake_results().query("metric == 'ndcg@10'").pivot(index="seed", columns="method", values="value")
+    gain = (values["sapo"] - values["grpo"]).mean()
+    assert f"NDCG@10, office (published test, quick): {gain:+.4f} [" in artefact.caption
+    assert "3 paired seeds" in artefact.caption
+    assert "coincide" not in artefact.caption
+    assert (
+        "recall and NDCG of S-DPO (MiniOneRec), TIGER (MiniOneRec), TIGER (SIDReasoner Table 2) on office cannot"
+        in (artefact.caption)
+    )
+
+
+def test_main_table_says_when_rows_coincide(out):
+    results = fake_results()
+    write_results(pd.concat([results, results[results["method"] == "grpo"].assign(method="gspo")]), out / "results.csv")
+    assert "GRPO and GSPO coincide in every run." in import_module("table_main_results").main(out)[0].caption
+
+
+def test_the_optimum_is_a_line_at_its_value():
+    results = fake_results()
+    with figure_style():
+        recall, ndcg = import_module("fig_main_results").draw(results).axes
+    assert [line.get_xdata()[0] for line in recall.lines if line.get_linestyle() == "-."] == [0.41]
+    assert not [line for line in ndcg.lines if line.get_linestyle() == "-."]  # the fake optimum has no NDCG
+    assert {text.get_text() for text in recall.get_yticklabels()} >= {"GRPO, 3 seeds", "Popularity, 1 seed"}
+
+
+def test_ablation_has_all_cells(out):
+    table = import_module("table_component_ablation").main(out)[0].table
+    assert table[["step reward", "step advantage"]].agg(tuple, axis=1).tolist() == [
+        ("", ""),
+        ("off", "off"),
+        ("on", "off"),
+        ("off", "on"),
+        ("on", "on"),
+        ("on", "on"),  # with the sequence mean
+    ]
+    assert table["seeds"].tolist() == [3, 3, 1, 0, 3, 0]  # two cells were not run
+    assert math.isnan(table["ndcg@10"][3])
+    tex = (out / "tables" / "table_component_ablation.tex").read_text()
+    assert "off & on & SAPO, outcome reward & 0 & -- & -- & -- & -- & -- " in tex
+
+
+def test_credit_panels_by_hand():
+    """Two prompts, G = 2, K = 2. Prompt 0: (1, 0) against (0, 1). Prompt 1: (1, 1) against (1, 0)."""
+    match = [
+        (0, 0, 1, 1),
+        (0, 0, 2, 0),
+        (0, 1, 1, 0),
+        (0, 1, 2, 1),
+        (1, 0, 1, 1),
+        (1, 0, 2, 1),
+        (1, 1, 1, 1),
+        (1, 1, 2, 0),
+    ]
+    rows = pd.DataFrame(match, columns=["prompt", "rollout", "level", "match"]).assign(seed=0)
+    advantages, zeros, signs = import_module("fig_advantage_distributions").credit(rows.sample(frac=1, random_state=0))
+    high = 0.5 / (math.sqrt(0.5) + 1e-4)  # one of two right: mean 1/2, sample std sqrt(1/2)
+    found = advantages.groupby("credit")["advantage"].apply(list).to_dict()
+    assert found["step 1"] == pytest.approx([high, -high, 0, 0])
+    assert found["step 2"] == pytest.approx([-high, high, high, -high])
+    assert found["trajectory"] == pytest.approx([0, 0, high, -high])  # prompt 0 has no exact match
+    assert dict(zip(zeros["credit"], zeros["value"], strict=True)) == {"trajectory": 0.5, "step 1": 0.5, "step 2": 0}
+    assert dict(zip(signs["signs"], signs["value"], strict=True)) == {
+        "different signs": 0.5,
+        "one sign": 0.5,
+        "no signal": 0,
+    }
+
+
+@pytest.mark.parametrize("levels", [2, 4])
+def test_dynamics_has_a_panel_a_level(levels):
+    with figure_style():
+        figure = import_module("fig_training_dynamics").draw(fake_dynamics(levels), 1)
+    titles = [ax.get_title() for ax in figure.axes]
+    assert len(titles) == 3 + 2 * levels
+    assert titles[3] == "match rate, level 1"
+    assert all(len(ax.get_lines()) == 2 for ax in figure.axes)
+    figure.canvas.draw()
+    box = figure.get_tightbbox()
+    assert box.x0 > -0.02
+    assert box.x1 < figure.get_size_inches()[0] + 0.02
+    boxes = [ax.title.get_window_extent() for ax in figure.axes]
+    assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
+
+
+def test_several_worlds_have_a_figure_each(out):
+    rollouts = fake_rollouts(prompts=4)
+    pd.concat([rollouts, rollouts.assign(dataset="toy", split="leave_one_out")]).to_csv(out / "rollouts.csv")
+    made = import_module("fig_advantage_distributions").main(out)
+    assert [artefact.name for artefact in made] == [
+        "fig_advantage_distributions-office-published_test-quick",
+        "fig_advantage_distributions-toy-leave_one_out-quick",
+    ]
+
+
+def test_results_option_and_record(out, tmp_path, monkeypatch):
+    artefacts, script = import_module("artefacts"), import_module("table_component_ablation")
+    other = tmp_path / "other.csv"
+    write_results(fake_results().assign(dataset="toy", split="leave_one_out"), other)
+    assert set(script.main(out, other)[0].table["dataset"]) == {"toy"}
+    record = tmp_path / "record"
+    record.mkdir()
+    monkeypatch.setattr(artefacts, "RECORD", record)
+    for name in ("results.csv", "dynamics.csv"):
+        (record / name).write_bytes((out / name).read_bytes())
+    empty = tmp_path / "empty"
+    assert artefacts.find_input(empty, None, "results.csv") == record / "results.csv"
+    (out / "dynamics.csv").unlink()
+    with pytest.raises(InputError, match=r"no dynamics\.csv"):  # the record is not mixed with results of one's own
+        artefacts.find_input(out, None, "dynamics.csv")
+    with pytest.raises(InputError, match=r"no rollouts\.csv"):
+        artefacts.find_input(empty, None, "rollouts.csv")
+
+
+@pytest.mark.parametrize(
+    ("script", "file", "change", "message"),
+    [
+        ("fig_training_dynamics", "dynamics.csv", lambda t: t.drop(columns="metric"), "no column 'metric'"),
+        ("fig_training_dynamics", "dynamics.csv", lambda t: t.iloc[:0], "no rows"),
+        ("fig_training_dynamics", "dynamics.csv", lambda t: t[t["metric"] != "kl"], "no rows of metric 'kl'"),
+        ("fig_training_dynamics", "dynamics.csv", lambda t: t.assign(method="dapo"), "no rows of sapo or grpo"),
+        ("fig_training_dynamics", "dynamics.csv", lambda t: pd.concat([t, t]), "two values for one"),
+        ("fig_training_dynamics", "dynamics.csv", lambda t: t.assign(value="x"), "line 2: value is 'x'"),
+        ("fig_advantage_distributions", "rollouts.csv", lambda t: t.iloc[1:], "every rollout of every prompt"),
+        ("fig_advantage_distributions", "rollouts.csv", lambda t: t.assign(match=2), "other than 0 and 1"),
+        ("fig_advantage_distributions", "rollouts.csv", lambda t: t[t["rollout"] == 0], "group_size is 1"),
+        ("fig_advantage_distributions", "rollouts.csv", lambda t: t.assign(split="all"), "unknown split 'all'"),
+        (
+            "table_component_ablation",
+            "results.csv",
+            lambda t: t[t["method"] == "popularity"],
+            "no measured rows of sapo",
+        ),
+        ("table_main_results", "results.csv", lambda t: t[t["source"] == "exact"], "no measured rows"),
+    ],
+)
+def test_bad_tables_are_named(out, script, file, change, message):
+    change(pd.read_csv(out / file)).to_csv(out / file, index=False)
+    with pytest.raises(InputError, match=message) as error:
+        import_module(script).main(out)
+    assert str(out / file) in str(error.value)
+
+
+def test_a_broken_manifest_is_named(out):
+    path = next(out.glob("runs/**/run.json"))
+    path.write_text("{")
+    with pytest.raises(InputError, match=r"run\.json: not a run's manifest"):
+        import_module("make_all").read_runs(out)
+
+
+def test_from_the_shell(out):
+    command = [sys.executable, str(SCRIPTS / "table_component_ablation.py"), "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [str(out / "tables" / f"table_component_ablation.{kind}") for kind in ("csv", "tex")]
+
+
+def test_bad_input_is_one_line_for_the_shell(out, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["table", "--out", str(out), "--results", "none.csv"])
+    with pytest.raises(SystemExit, match=r"^error: none\.csv: no such file\.$"):
+        import_module("artefacts").command_line(import_module("table_component_ablation").main, "A table.")
+
+
+def test_published_numbers():
+    """With one target a row, recall and NDCG bound each other; rows that break this say so.
+
+    A target that enters between places k1 and k2 adds between 1/log2(k2 + 1) and 1/log2(k1 + 2) to NDCG.
+    """
+    table = read_results(SCRIPTS / "data" / "published.csv")
+    assert set(table["source"]) == {"published"}
+    assert table["seed"].isna().all()
+    assert set(table["dataset"]) == {"office", "industrial", "games_sidreasoner"}
+    rounding = 1.01e-4
+    for (dataset, method), rows in table.groupby(["dataset", "method"]):
+        value = rows.set_index("metric")["value"]
+        ks = [k for k in (3, 5, 10) if f"recall@{k}" in value]
+        fits = True
+        for k1, k2 in itertools.combinations([0, *ks], 2):
+            gain = value[f"recall@{k2}"] - value.get(f"recall@{k1}", 0)
+            ndcg = value[f"ndcg@{k2}"] - value.get(f"ndcg@{k1}", 0)
+            fits &= gain / math.log2(k2 + 1) - rounding <= ndcg <= gain / math.log2(k1 + 2) + rounding
+        assert rows["run"].str.contains("cannot both be right").all() == (not fits), (dataset, method)
