@@ -1,0 +1,76 @@
+"""Numbers in the README are those of the committed record, and files it names exist."""
+
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from sapo.analysis.results import read_results
+from sapo.analysis.statistics import seed_interval
+from sapo.credit.objectives import OBJECTIVES
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text("utf-8")
+ROWS = {
+    "stage 2 without thinking": "stage2_no_thinking",
+    "SAPO": "sapo",
+    "GRPO": "grpo",
+    "stage 2, before RL": "stage2",
+}
+
+
+@pytest.fixture(scope="module")
+def record():
+    rows = read_results(ROOT / "paper_figures" / "data" / "results.csv")
+    rows = rows[(rows["dataset"] == "synthetic") & (rows["preset"] == "quick") & (rows["metric"] == "ndcg@10")]
+    return rows.set_index(["method", "seed"])["value"]
+
+
+@pytest.mark.parametrize("label", ROWS)
+def test_results_are_those_of_the_record(record, label):
+    values = record[ROWS[label]].to_numpy(float)
+    interval = seed_interval(values)
+    assert f"| {label} | {interval.value:.3f} ± {interval.half:.3f} | {len(values)} |" in README
+
+
+def test_optimum_and_difference_are_those_of_the_record(record):
+    assert f"| Bayes optimum (exact) | {record['optimum'].iloc[0]:.3f} | |" in README
+    gain = seed_interval((record["sapo"] - record["grpo"]).to_numpy(float))
+    assert f"paired by seed: {gain.value:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]" in README
+
+
+def test_shares_of_silent_groups_are_those_of_the_record():
+    rows = pd.read_csv(ROOT / "paper_figures" / "data" / "rollouts.csv")
+    match = rows.pivot(index=["seed", "prompt", "rollout"], columns="level", values="match")
+    match["exact"] = match.min(axis=1)
+    groups = match.groupby(["seed", "prompt"])
+    silent = (groups.max() == groups.min()).mean()
+    assert groups.size().unique().tolist() == [8]
+    shares = f"{silent['exact']:.0%} of the stage-2 groups of 8 completions, a single step gave none in "
+    shares += f"{silent[[1, 2, 3]].min():.0%} to {silent[[1, 2, 3]].max():.0%}"
+    assert re.sub(r"(\d)%", r"\1 %", shares).replace(" % to", " to") in README.replace("\n", " ")
+
+
+def test_the_table_of_objectives_is_the_code():
+    rows = dict(re.findall(r"^\| \**`(\w+)`\** \|(.*)\|$", README, flags=re.MULTILINE))
+    assert OBJECTIVES.keys() <= rows.keys()
+    for key, objective in OBJECTIVES.items():
+        cells = [cell.strip() for cell in rows[key].split("|")]
+        assert cells[1] == objective.credit
+        assert cells[2] == ("none" if objective.scale == "none" else f"{objective.scale} std")
+        assert cells[3:5] == [objective.ratio, objective.average]
+        low, high = map(float, cells[5].split(" / "))
+        assert (low, high) == (objective.epsilon, objective.epsilon_high)
+        assert cells[6] == ("–" if objective.beta == 0 else "1e-3")
+
+
+def test_files_that_it_names_exist():
+    for name in re.findall(r"`(test_\w+\.py)`", README):
+        assert (ROOT / "tests" / name).is_file(), name
+    for name in re.findall(r"`((?:fig|table)_\w+)`", README):
+        assert (ROOT / "paper_figures" / f"{name}.py").is_file(), name
+    for name in re.findall(r"`(0\d_\w+)`", README):
+        assert (ROOT / "notebooks" / f"{name}.ipynb").is_file(), name
+    for name in re.findall(r"\]\((?!http)([^)]+)\)", README):
+        assert (ROOT / name).is_file(), name
