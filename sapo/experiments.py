@@ -14,8 +14,9 @@ import shutil
 import signal
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -368,7 +369,9 @@ class _Crew:
                     # A worker of the spawn kind imports everything afresh: torch's threads do not survive a fork.
                     spawn = get_context("spawn")
                     self.pool = ProcessPoolExecutor(self.workers, spawn, _start_worker, (spawn.Value("i", 0),))
-                running[self.pool.submit(_call_in_worker, task.function, *task.arguments)] = task
+                with _interrupts_held_back():
+                    future = self.pool.submit(_Worker.call, task.function, *task.arguments)
+                running[future] = task
                 todo.remove(task)
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 future.result()
@@ -382,20 +385,46 @@ def _quiet_and_single_threaded() -> None:
     warnings.filterwarnings("ignore", message=".*activation_checkpointing.*", category=FutureWarning)
 
 
+@contextmanager
+def _interrupts_held_back() -> Iterator[None]:
+    """Ctrl-C waits. A worker born inside starts with it waiting too, so none meets it half imported."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _start_worker(counter: Any) -> None:
     _quiet_and_single_threaded()
     with counter.get_lock():
         keep_to_line(counter.value)
         counter.value += 1
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an idle worker has nothing to say about Ctrl-C
+    signal.signal(signal.SIGINT, _Worker.interrupt)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
-def _call_in_worker(function: Callable[..., None], *arguments: Any) -> None:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        function(*arguments)
-    finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+class _Worker:
+    """What a worker process knows of Ctrl-C: it ends the task at hand, and an idle worker begins no other."""
+
+    busy = False
+    stopped = False
+
+    @classmethod
+    def interrupt(cls, *signal_and_frame: object) -> None:
+        cls.stopped = True
+        if cls.busy:
+            raise KeyboardInterrupt
+
+    @classmethod
+    def call(cls, function: Callable[..., None], *arguments: Any) -> None:
+        try:
+            cls.busy = True
+            if cls.stopped:
+                raise KeyboardInterrupt
+            function(*arguments)
+        finally:
+            cls.busy = False
 
 
 def _supervised_tasks(job: Job, seed: int) -> list[Task]:

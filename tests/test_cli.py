@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 from test_experiments import TINY
 
@@ -135,7 +136,8 @@ def test_a_damaged_file_is_named(folder, tmp_path):
     assert "Traceback" not in answer.stderr
 
 
-def test_ctrl_c_says_how_to_go_on(tmp_path):
+@pytest.mark.parametrize("after", [0.0, 1.0, 6.0])  # while the workers start, import, and train
+def test_ctrl_c_says_how_to_go_on(tmp_path, after):
     process = subprocess.Popen(
         [sys.executable, "-m", "sapo.cli", "run", "--out", str(tmp_path), "--workers", "2"],
         stderr=subprocess.PIPE,
@@ -143,10 +145,10 @@ def test_ctrl_c_says_how_to_go_on(tmp_path):
         text=True,
         start_new_session=True,
     )
-    deadline = time.monotonic() + 90
-    while not list(tmp_path.glob("runs/*/seed*/stage1-*/run.json")) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    time.sleep(1)
+    parent, deadline = psutil.Process(process.pid), time.monotonic() + 90
+    while len(parent.children()) < 3 and time.monotonic() < deadline:  # two workers and Python's resource tracker
+        time.sleep(0.01)
+    time.sleep(after)
     os.killpg(process.pid, signal.SIGINT)  # what a terminal sends to all processes of the job
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
