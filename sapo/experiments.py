@@ -310,8 +310,9 @@ def collect(job: Job, chosen: dict[str, float]) -> pd.DataFrame:
     tables += [pd.read_csv(folder.path / name) for folder in runs for name in ("metrics.csv", "test.csv")]
     results = pd.concat(tables)
     curves = [folder.table("log.csv") for folder in runs if folder.row["method"] in OBJECTIVES]
+    no_curves = pd.DataFrame(columns=[*WORLD, "method", "seed", "step", "metric", "value"])
     stage2 = [folder.table("rollouts.csv") for folder in runs if folder.row["method"] == "stage2"]
-    _add_tables(results, pd.concat(curves), pd.concat(stage2).drop(columns="method"), out)
+    _add_tables(results, pd.concat(curves) if curves else no_curves, pd.concat(stage2).drop(columns="method"), out)
     return results
 
 

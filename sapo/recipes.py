@@ -71,7 +71,7 @@ class Recipe:
 QUICK = Recipe(
     preset="quick",
     stage1=SFTConfig(updates=400, learning_rate=3e-3, title_share=0.1),
-    stage2=SFTConfig(updates=300, learning_rate=4e-3),
+    stage2=SFTConfig(updates=600, learning_rate=4e-3),
     stage3=RLConfig(updates=80, prompts=32, group_size=8),
     evaluation=EvaluationConfig(test_rows=1000),
     max_history=5,  # the synthetic users depend on their last item alone

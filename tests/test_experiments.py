@@ -2,6 +2,7 @@
 
 import errno
 import json
+import shutil
 from dataclasses import replace
 
 import pandas as pd
@@ -203,6 +204,18 @@ def test_results_of_a_method_are_replaced_as_a_whole(finished, tmp_path):
     merged = read_results(tmp_path / "results.csv")
     assert set(merged[merged["method"] == "sapo"]["seed"]) == {0}
     assert set(merged[merged["method"] == "grpo"]["seed"]) == {0, 1}
+
+
+def test_stages_1_and_2_alone_are_a_job_too(finished, tmp_path):
+    job, out, _ = finished
+    shutil.copytree(out / "runs", tmp_path / "runs")
+    stages = replace(job.recipe, objectives=(), ablations=())
+    results = run(Job(stages, str(tmp_path)), workers=1)
+    assert set(results["method"]) == {"popularity", "cooccurrence", "optimum", "stage2", "stage2_no_thinking"}
+    assert list(pd.read_csv(tmp_path / "dynamics.csv")) == list(pd.read_csv(out / "dynamics.csv"))
+    assert not len(pd.read_csv(tmp_path / "dynamics.csv"))
+    run(Job(job.recipe, str(tmp_path)), workers=1)  # RL joins them later
+    assert (tmp_path / "dynamics.csv").read_bytes() == (out / "dynamics.csv").read_bytes()
 
 
 def test_publish_adds_to_the_record(finished, tmp_path):
