@@ -175,10 +175,6 @@ def main() -> None:
         tyro.cli(Command, prog="sapo", description="Step-Aligned Policy Optimization for recommenders that think.")()
     except (InputError, FloatingPointError) as error:
         sys.exit(f"sapo: {error}")
-    except RuntimeError as error:
-        if "PytorchStreamWriter" not in str(error):  # torch's words for a checkpoint that did not fit the disk
-            raise
-        sys.exit(f"sapo: a checkpoint could not be written, most often a full disk: {error}. Finished runs are intact.")
     except OSError as error:
         sys.exit(f"sapo: {error.strerror or error}: {error.filename or 'no file named'}. Finished runs are intact.")
     except KeyboardInterrupt:

@@ -3,3 +3,6 @@
 
 class InputError(ValueError):
     """Bad input. The message says what was wrong, where (file, line or argument), and what would fit."""
+
+
+BROKEN_WEIGHTS = "the policy's logits are not finite: its weights are broken, most often by too high a learning rate."

@@ -33,6 +33,7 @@ from sapo.baselines.cooccurrence import CoOccurrence
 from sapo.baselines.popularity import Popularity
 from sapo.credit.objectives import OBJECTIVES
 from sapo.errors import InputError
+from sapo.files import disk_errors
 from sapo.policy.backbone import build_backbone
 from sapo.policy.policy import Policy
 from sapo.policy.prompts import build_tokenizer, frequent_words
@@ -131,25 +132,26 @@ def train_stage3(job: Job, seed: int, objective: str, learning_rate: float) -> N
     trainer = SAPOTrainer.from_catalog(stage2, world.catalog, args, world.split.train, callbacks=[bar])
     trainer.remove_callback(PrinterCallback)
     try:
-        trainer.train(resume_from_checkpoint=resume)
+        with disk_errors(args.output_dir):
+            trainer.train(resume_from_checkpoint=resume)
+        start = Policy.load(stage2, world.catalog)
+        replace(start, model=trainer.accelerator.unwrap_model(trainer.model)).save(folder.policy)
+        metrics, counts = _validate(job, Policy.load(folder.policy, world.catalog))  # the last update may break it too
     except FloatingPointError as error:
         folder.give_up(error)
         return
-    start = Policy.load(stage2, world.catalog)
-    replace(start, model=trainer.accelerator.unwrap_model(trainer.model)).save(folder.policy)
     write_table(tidy_log(trainer.state.log_history), folder.path / "log.csv")
     (folder.path / "completions").mkdir(exist_ok=True)
     for part in (folder.path / "checkpoints" / "completions").glob("*.parquet"):
         shutil.copy2(part, folder.path / "completions")
-    metrics, counts = _validate(job, Policy.load(folder.policy, world.catalog))
     metrics["learning_rate"] = learning_rate
     folder.write_card(metrics)
     folder.finish(time.monotonic() - began, trainer.state.global_step, metrics, counts)
 
 
 def run_test(job: Job, folder: RunFolder) -> None:
-    """Read the test rows, once for a finished run: `test.csv` and the ranks of every user."""
-    if (folder.path / "test.csv").is_file():
+    """Read the test rows, once for a finished run: `test.csv` and the ranks of every user. None if it diverged."""
+    if folder.diverged or (folder.path / "test.csv").is_file():
         return
     world = job.world
     policy = Policy.load(folder.policy, world.catalog)
@@ -170,7 +172,9 @@ def run_references(job: Job) -> None:
     sids, target = world.catalog.sids, torch.tensor(rows.target)
     tables = []
     for name, method in (("popularity", Popularity()), ("cooccurrence", CoOccurrence())):
-        ranked = method.fit(world.split.sequences, world.catalog.num_items).rank(rows.history, max(KS))
+        places = min(max(KS), world.catalog.num_items)
+        ranked = method.fit(world.split.sequences, world.catalog.num_items).rank(rows.history, places)
+        ranked = torch.nn.functional.pad(ranked, (0, max(KS) - places), value=-1)
         metrics = ranking_metrics(ranked, target, KS)
         metrics |= {
             f"match_level_{k + 1}": rate
@@ -447,7 +451,7 @@ def _stage3_task(job: Job, seed: int, objective: str, rate: float, before: Seque
 def _test_task(job: Job, folder: RunFolder, before: Sequence[Task]) -> Task:
     method, seed = folder.row["method"], folder.row["seed"]
     needs = tuple(task for task in before if task.arguments[1:3] == (seed, method))
-    return Task(run_test, (job, folder), (folder.path / "test.csv").is_file(), needs)
+    return Task(run_test, (job, folder), folder.diverged or (folder.path / "test.csv").is_file(), needs)
 
 
 def _objectives(recipe: Recipe) -> dict[str, tuple[int, ...]]:

@@ -1,11 +1,30 @@
 """Files that are either whole or absent."""
 
+import errno
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from safetensors import SafetensorError
+
+# What torch says when a checkpoint does not fit the disk; which of them depends on where in the file it ended.
+_TORCH_CANNOT_WRITE = ("PytorchStreamWriter", "inline_container", "iostream error")
+
+
+@contextmanager
+def disk_errors(path: str | Path) -> Iterator[None]:
+    """Whatever the libraries raise where weights or checkpoints cannot be written becomes an OSError naming `path`."""
+    try:
+        yield
+    except (SafetensorError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not any(words in str(error) for words in _TORCH_CANNOT_WRITE):
+            raise
+        raise OSError(
+            errno.EIO, f"could not be written, most often because of a full disk ({error})", str(path)
+        ) from error
 
 
 @contextmanager

@@ -17,7 +17,7 @@ class RLConfig:
     """Prompts an update."""
     group_size: int = 16
     """G, completions a prompt."""
-    learning_rates: tuple[float, ...] = (3e-4, 1e-3)
+    learning_rates: tuple[float, ...] = (1e-4, 3e-4)
     """The grid. Each objective gets all of it on the first seed; validation NDCG@10 chooses."""
     temperature: float = 1.0
     """Of rollouts and log-probabilities."""
@@ -72,7 +72,7 @@ QUICK = Recipe(
     preset="quick",
     stage1=SFTConfig(updates=400, learning_rate=3e-3, title_share=0.1),
     stage2=SFTConfig(updates=600, learning_rate=4e-3),
-    stage3=RLConfig(updates=80, prompts=32, group_size=8),
+    stage3=RLConfig(updates=64, prompts=32, group_size=8, log_every=4),
     evaluation=EvaluationConfig(test_rows=1000),
     max_history=5,  # the synthetic users depend on their last item alone
 )
@@ -81,7 +81,7 @@ QUICK_ON_DATA = replace(
     QUICK,
     stage1=SFTConfig(updates=1500, batch_size=128, learning_rate=3e-3, title_share=0.1),
     stage2=SFTConfig(updates=800, batch_size=128, learning_rate=2e-3),
-    stage3=RLConfig(updates=100, group_size=16),
+    stage3=RLConfig(updates=100, learning_rates=(3e-5, 1e-4, 3e-4)),
     backbone=BackboneConfig(intermediate_size=192),
     evaluation=EvaluationConfig(),
     max_history=10,
@@ -90,7 +90,7 @@ SMALL = Recipe(
     preset="small",
     stage1=SFTConfig(updates=6000, batch_size=128, learning_rate=2e-3, title_share=0.1),
     stage2=SFTConfig(updates=4000, batch_size=128, learning_rate=1e-3),
-    stage3=RLConfig(updates=400, prompts=32, learning_rates=(1e-4, 3e-4, 1e-3)),
+    stage3=RLConfig(updates=400, prompts=32, learning_rates=(3e-5, 1e-4, 3e-4)),
     backbone=BackboneConfig(hidden_size=128, num_layers=3, intermediate_size=384, dropout=0.1),
     evaluation=EvaluationConfig(valid_rows=2000),
     vocabulary=500,

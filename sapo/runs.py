@@ -131,7 +131,8 @@ class RunFolder:
 
     def give_up(self, error: FloatingPointError) -> None:
         """Mark the run as diverged, which a learning rate of a grid may well do."""
-        shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
+        for part in ("checkpoints", "policy"):
+            shutil.rmtree(self.path / part, ignore_errors=True)
         self._write(status="diverged", error=str(error))
 
     def start(self, updates: int = 0) -> bool:
@@ -145,8 +146,7 @@ class RunFolder:
             self._write(status="running", started=datetime.now(UTC).isoformat(timespec="seconds"))
         whole = []
         for checkpoint in sorted(self.path.glob("checkpoints/checkpoint-*")):
-            complete = (checkpoint / "trainer_state.json").is_file()  # written last
-            if complete and checkpoint.name != f"checkpoint-{updates}":
+            if _is_json(checkpoint / "trainer_state.json") and checkpoint.name != f"checkpoint-{updates}":
                 whole.append(checkpoint)
             else:
                 shutil.rmtree(checkpoint)
@@ -206,6 +206,15 @@ class RunFolder:
             path.write_text(json.dumps(manifest, indent=1) + "\n")
 
 
+def _is_json(path: Path) -> bool:
+    """Whether a file is there and whole; the trainer writes this one last of a checkpoint."""
+    try:
+        json.loads(path.read_text("utf-8"))
+    except (FileNotFoundError, ValueError):
+        return False
+    return True
+
+
 def write_table(table: pd.DataFrame, path: Path) -> None:
     """A CSV, whole or absent."""
     with write_atomically(path) as temporary:
@@ -216,12 +225,24 @@ def write_table(table: pd.DataFrame, path: Path) -> None:
 def provenance() -> dict[str, Any]:
     """Where and with what a run is made."""
     root = Path(__file__).resolve().parent.parent
-    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False)
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "hardware": gpu or f"{platform.machine()} CPU, {os.cpu_count()} cores",
         "versions": {name: version(name) for name in ("sapo", "torch", "transformers", "trl")}
         | {"python": platform.python_version()},
-        "commit": git.stdout.strip() or None,
+        "commit": _commit(root),
         "code": code_version(),
     }
+
+
+def _commit(root: Path) -> str | None:
+    """The commit that is checked out, marked where files differ from it; None outside a checkout or without git."""
+    answers = []
+    for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"]):
+        try:
+            answer = subprocess.run(["git", *command], cwd=root, capture_output=True, text=True, check=True)
+        except (FileNotFoundError, subprocess.CalledProcessError):
+            return None
+        answers.append(answer.stdout.strip())
+    commit, changes = answers
+    return f"{commit}-dirty" if changes else commit

@@ -126,5 +126,18 @@ def test_num_return_is_the_head_of_the_list_and_is_checked():
     assert (five.sids[:, :2] == two.sids).all()
     with pytest.raises(InputError, match="num_return is 6"):
         constrained_beam_search(model, prompt, mask, trie, layout.sid_token_ids, 5, num_return=6)
-    with pytest.raises(InputError, match="1 levels"):
+    with pytest.raises(InputError, match="K = 1 levels"):
         constrained_beam_search(model, prompt, mask, trie, layout.sid_token_ids[:1], 5)
+    with pytest.raises(InputError, match=r"sizes \(3, 2\)"):
+        constrained_beam_search(model, prompt, mask, trie, [layout.sid_token_ids[0], layout.sid_token_ids[1][:2]], 5)
+
+
+def test_broken_weights_say_so():
+    sizes = (3, 3)
+    model = tiny_model(20)
+    with torch.no_grad():
+        model.lm_head.weight.fill_(float("nan"))
+    trie = SidTrie(random_sids(9, sizes, 0), sizes)
+    prompt, mask = random_prompts(2, 4, 10, 0)
+    with pytest.raises(FloatingPointError, match="logits are not finite"):
+        constrained_beam_search(model, prompt, mask, trie, layout_for(sizes).sid_token_ids, 5)

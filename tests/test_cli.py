@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -134,6 +135,33 @@ def test_a_damaged_file_is_named(folder, tmp_path):
     assert "sequences.tsv.gz" in answer.stderr
     assert "not a whole gzip file" in answer.stderr
     assert "Traceback" not in answer.stderr
+
+
+@pytest.mark.parametrize("room", [10_000, 20_000, 40_000])  # ends in the weights, and in the optimizer's state
+def test_a_full_disk_is_one_message(room, tmp_path):
+    """No file may grow past `room` bytes, which fails as a full disk does, inside torch and safetensors too."""
+    script = f"""
+import resource, sys
+from sapo import cli, recipes
+from test_experiments import TINY
+recipes.preset = lambda name, on_data: TINY
+resource.setrlimit(resource.RLIMIT_FSIZE, ({room}, {room}))
+sys.argv = ["sapo", "run", "--out", {str(tmp_path)!r}, "--workers", "1"]
+cli.main()
+"""
+    answer = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)},
+    )
+    assert answer.returncode == 1, answer.stderr
+    assert "Finished runs are intact" in answer.stderr
+    assert "Traceback" not in answer.stderr
+    assert not list(tmp_path.rglob(".partial-*"))
+    assert not (tmp_path / "results.csv").exists()
 
 
 @pytest.mark.parametrize("after", [0.0, 1.0, 6.0])  # while the workers start, import, and train

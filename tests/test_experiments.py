@@ -7,8 +7,9 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
+import torch
 
-from sapo import experiments
+from sapo import experiments, runs
 from sapo.analysis.results import read_results
 from sapo.credit.objectives import OBJECTIVES
 from sapo.data.synthetic import SyntheticConfig
@@ -192,6 +193,59 @@ def test_a_rate_that_diverges_loses_and_its_run_is_not_tried_again(finished, tmp
     only = replace(TINY, stage3=replace(TINY.stage3, learning_rates=(3e-3,)))
     with pytest.raises(FloatingPointError, match=r"diverged at every learning rate of the grid \(0\.003\)"):
         run(replace(small, recipe=replace(small.recipe, stage3=only.stage3)), workers=1)
+
+
+@pytest.mark.parametrize("when", ["in training", "at the last update"])
+def test_a_later_seed_that_diverges_is_left_out(when, finished, tmp_path, monkeypatch):
+    """Nothing is tested of it, the others are reported, and the next call does nothing again."""
+    job, out, _ = finished
+    shutil.copytree(out / "runs", tmp_path / "runs")
+    again = replace(job, out=str(tmp_path))
+    rate = experiments.choose_learning_rate(again, "sapo")
+    lost = experiments.stage3_folder(again, 1, "sapo", rate)
+    shutil.rmtree(lost.path)
+    from sapo.training.trainer import SAPOTrainer
+
+    train = SAPOTrainer.train
+
+    def fails(self, **options):
+        if when == "in training":
+            raise FloatingPointError("the loss is nan")
+        train(self, **options)
+        with torch.no_grad():
+            self.model.lm_head.weight.fill_(float("nan"))
+
+    monkeypatch.setattr(SAPOTrainer, "train", fails)
+    for _ in range(2):
+        results = run(again, workers=1)
+        assert lost.diverged
+        assert not lost.policy.exists()
+        assert set(results.loc[results["method"] == "sapo", "seed"]) == {0}
+        assert set(results.loc[results["method"] == "grpo", "seed"]) == {0, 1}
+
+
+def test_a_checkpoint_that_was_cut_short_is_not_resumed(finished, tmp_path):
+    job, _, _ = finished
+    folder = experiments.supervised_folder(replace(job, out=str(tmp_path)), 0, "stage1")
+    for step, text in ((3, '{"global_step": 3}'), (6, '{"global_st')):
+        path = folder.path / "checkpoints" / f"checkpoint-{step}"
+        path.mkdir(parents=True)
+        (path / "trainer_state.json").write_text(text)
+    assert folder.start(12)
+    assert [path.name for path in (folder.path / "checkpoints").iterdir()] == ["checkpoint-3"]
+
+
+def test_a_catalogue_smaller_than_a_ranking(tmp_path):
+    world = replace(TINY.synthetic, branching=(3, 2), num_items=6, predictability=(0.8, 0.7))
+    recipe = replace(TINY, synthetic=world, seeds=(0,), objectives=(), ablations=())
+    results = run(Job(recipe, str(tmp_path)), workers=1)
+    at_10 = results[results["metric"] == "recall@10"].set_index("method")["value"]
+    assert at_10["popularity"] == at_10["cooccurrence"] == 1  # all 6 items are among 10 places
+
+
+def test_runs_do_not_need_git(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert runs._commit(tmp_path) is None
 
 
 def test_results_of_a_method_are_replaced_as_a_whole(finished, tmp_path):

@@ -265,6 +265,9 @@ def test_missing_tables(tmp_path):
         load(tmp_path, ["items"])
     with pytest.raises(InputError, match="neither valid"):
         load(tmp_path, ("items", "sequences", "test"))
+    for stem in ("valid", "test"):
+        with pytest.raises(InputError, match=f"{stem} has no line after the header"):
+            load(tmp_path, **{stem: TABLES[stem].splitlines(keepends=True)[0]})
     (tmp_path / "sequences.tsv").write_text("user_id\titems\n")
     with pytest.raises(InputError, match="sequences has no line after the header"):
         Interactions.load(tmp_path)

@@ -86,6 +86,15 @@ def test_loading_refuses_what_does_not_fit(tmp_path):
     other = Catalog("other", CATALOG.sids, TITLES[::-1])
     with pytest.raises(InputError, match="'shop'; 'other' has other items"):
         Policy.load(tmp_path / "policy", other)
+    (tmp_path / "policy" / "sapo.json").write_text('{"split": ')
+    with pytest.raises(InputError, match=r"sapo\.json is damaged"):
+        Policy.load(tmp_path / "policy", CATALOG)
+
+
+@pytest.mark.parametrize("item", [-1, CATALOG.num_items])
+def test_a_history_holds_items_of_the_catalogue(item):
+    with pytest.raises(InputError, match=f"history 1 is .*{item}.*the items of this catalogue are 0"):
+        recommend(make_policy(), [[0], [0, item]], num_beams=2, k=2)
 
 
 def test_a_policy_is_refused_on_another_split_and_on_other_data():

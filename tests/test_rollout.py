@@ -181,5 +181,21 @@ def test_bad_settings_say_so():
         sample(model, layout, trie, vocab, block_budget=(1, 2))
     with pytest.raises(InputError, match="below min_block_tokens 5"):
         sample(model, layout, trie, vocab, min_block_tokens=5)
+    other = SidTrie(torch.tensor([[0, 0], [1, 1]]), (2, 2))
+    with pytest.raises(InputError, match=r"K = 3 levels.*the catalogue has K = 2"):
+        sample(model, layout, other, vocab)
     with pytest.raises(InputError, match="temperature is 0"):
         sample(model, layout, trie, vocab, temperature=0)
+
+
+def test_a_block_that_can_only_close_is_forced_to():
+    """A vocabulary of SID tokens and delimiters alone: the closing delimiter is no choice."""
+    _, layout, trie, *_ = make_world()
+    vocab = int(layout.sid_ids.max()) + 1
+    model = tiny_model(vocab)
+    _, _, out = sample(model, layout, trie, vocab)
+    inside = layout.read(out.completion_ids).in_block
+    assert not out.sampled[inside].any()
+    assert (out.logps[inside] == 0).all()
+    with pytest.raises(InputError, match="no word for a block"):
+        sample(model, layout, trie, vocab, min_block_tokens=1)

@@ -74,13 +74,13 @@ def settings(tmp_path, **options):
 
 
 def ours(folder, tmp_path, tokenizer, rows=None, trie=None, **options):
-    names = ("reward_funcs", "rollout_func", "callbacks", "optimizers", "model", "layout")
+    names = ("reward_funcs", "rollout_func", "callbacks", "optimizers", "model", "layout", "eval_dataset")
     extra = {name: options.pop(name) for name in names if name in options}
     args = SAPOConfig(**{"block_budget": 3, **settings(tmp_path, **options)})
     return SAPOTrainer(
         extra.pop("model", None) or load(folder),
         args,
-        rows or dataset(),
+        dataset() if rows is None else rows,
         tokenizer,
         extra.pop("layout", LAYOUT),
         trie or SidTrie(SIDS, SIZES),
@@ -350,22 +350,95 @@ def test_refusals(folder, tmp_path, tokenizer):
         make(mask_truncated_completions=True)
     with pytest.raises(InputError, match="multiple of 2"):
         make(save_strategy="steps", save_steps=3, num_iterations=2)
-    with pytest.raises(InputError, match="multiple of 3"):  # 3 micro-batches a generation, 2 an update: 3 updates for 2
-        make(save_strategy="steps", save_steps=1, steps_per_generation=3, gradient_accumulation_steps=2)
+    with pytest.raises(InputError, match="max_steps is 3, but rollouts are made every 2 updates"):  # saved there too
+        make(save_strategy="steps", save_steps=2, num_iterations=2)
+    with pytest.raises(InputError, match=r"save_steps is 0\.5"):
+        make(save_strategy="steps", save_steps=0.5, num_iterations=2)
+    with pytest.raises(InputError, match="3 micro-batches a generation and gradient_accumulation_steps 2"):
+        make(steps_per_generation=3, gradient_accumulation_steps=2)
     with pytest.raises(InputError, match="12 rows, fewer than the 25 prompts"):
         make(per_device_train_batch_size=100)
     with pytest.raises(InputError, match="sid_logps is 'tree'"):
         make(sid_logps="tree")
     with pytest.raises(InputError, match=r"top_p=0\.9 has no effect"):
         make(top_p=0.9)
-    with pytest.raises(InputError, match="K = 2 steps, the catalogue 3"):
+    with pytest.raises(InputError, match=r"K = 2 levels.*the catalogue has K = 3"):
         make(trie=SidTrie(random_sids(5, (2, 2, 2), 0), (2, 2, 2)))
     with pytest.raises(InputError, match="lacks the columns"):
         make(rows=Dataset.from_dict({"prompt": ["t5"]}))
     with pytest.raises(InputError, match="built in memory"):
         make(model=tiny_model(VOCAB))
-    with pytest.raises(ValueError, match="at least 2 generations"):
+    with pytest.raises(InputError, match="num_generations is 1: a group-relative advantage needs at least 2"):
         make(num_generations=1, per_device_train_batch_size=8)
+    with pytest.raises(InputError, match="num_generations is 0"):
+        make(num_generations=0)
+    with pytest.raises(InputError, match="num_generations_eval is 1"):
+        make(num_generations_eval=1)
+    with pytest.raises(InputError, match="leave rollout_func out"):
+        make(objective="dapo", rollout_func=fixed_rollouts)
+    assert make(objective="grpo", scale_rewards=True).args.scale_rewards == "group"  # TRL's other spelling
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ([0] * (len(SIZES) + 1), "row 5: target_sid is .*the catalogue has K"),
+        ([0] * (len(SIZES) - 1), "row 5: target_sid is .*the catalogue has K"),
+        ([-1] * len(SIZES), "row 5: target_sid .* is no SID of the catalogue"),  # would pay malformed completions
+        ([size - 1 for size in SIZES], "row 5: target_sid .* is no SID of the catalogue"),
+        ([99] * len(SIZES), "row 5: target_sid .* is no SID of the catalogue"),
+    ],
+)
+@pytest.mark.parametrize("part", ["train_dataset", "eval_dataset"])
+def test_every_target_is_checked_before_training(part, target, message, folder, tmp_path, tokenizer):
+    good = dataset()
+    sids = SIDS[(torch.tensor([size - 1 for size in SIZES]) != SIDS).any(1)]
+    targets = [sids[row % len(sids)].tolist() for row in range(len(good))]
+    targets[5] = target
+    bad = Dataset.from_dict({"prompt": list(good["prompt"]), "target_sid": targets})
+    fine = Dataset.from_dict({"prompt": list(good["prompt"]), "target_sid": [sids[0].tolist()] * len(good)})
+    parts = {"rows": bad} if part == "train_dataset" else {"rows": fine, "eval_dataset": bad}
+    with pytest.raises(InputError, match=f"{part}, {message}"):
+        ours(folder, tmp_path, tokenizer, trie=SidTrie(sids, SIZES), **parts)
+
+
+def test_a_dataset_of_nothing_or_of_numbers_is_refused(folder, tmp_path, tokenizer):
+    with pytest.raises(InputError, match="train_dataset has no rows"):
+        ours(folder, tmp_path, tokenizer, rows=Dataset.from_dict({"prompt": [], "target_sid": []}))
+    with pytest.raises(InputError, match="row 0: target_sid is 1"):
+        ours(folder, tmp_path, tokenizer, rows=Dataset.from_dict({"prompt": ["t5"] * 4, "target_sid": [1] * 4}))
+
+
+def test_evaluation_scores_the_eval_dataset_with_the_same_objective(folder, tmp_path, tokenizer):
+    options = {"num_generations_eval": 2, "per_device_eval_batch_size": 8}
+    trainer = ours(folder, tmp_path, tokenizer, eval_dataset=dataset(8), **options)
+    first, again = trainer.evaluate(), trainer.evaluate()
+    assert first["eval_loss"] == again["eval_loss"]
+    match = [first[f"eval_rewards/sid_level_{k + 1}/mean"] for k in range(len(SIZES))]
+    assert first["eval_reward"] == pytest.approx(sum(match), abs=1e-6)  # SAPO's reward, summed over the levels
+    assert 0 < sum(match) < len(SIZES)
+
+
+def test_an_engine_that_marks_nothing_as_forced_trains_no_forced_token(folder, tmp_path, tokenizer):
+    """Opening delimiters and only children are read off the ids; everything else counts as sampled."""
+
+    def without_marks(prompts, trainer):
+        return {name: value for name, value in fixed_rollouts(prompts, trainer).items() if name != "env_mask"}
+
+    trainer = ours(folder, tmp_path, tokenizer, rollout_func=without_marks, max_steps=1)
+    batches, score = [], trainer._generate_and_score_completions
+    trainer._generate_and_score_completions = lambda inputs: batches.append(score(inputs)) or batches[-1]
+    trainer.train()
+    ids, sampled = batches[0]["completion_ids"], batches[0]["tool_mask"].bool()
+    assert not sampled[ids == OPEN].any()
+    assert sampled[ids == CLOSE].all()
+    known = {tuple(sid[:depth]) for sid in SIDS.tolist() for depth in range(len(SIZES) + 1)}
+    for row in range(len(ids)):
+        codes = LAYOUT.parse(ids[row : row + 1]).sids[0].tolist()
+        for level, code in enumerate(codes):
+            column = (ids[row] == LAYOUT.sid_token_ids[level][code]).nonzero().item()
+            children = sum((*codes[:level], other) in known for other in range(SIZES[level]))
+            assert bool(sampled[row, column]) == (children > 1)
 
 
 def test_a_reference_that_is_not_the_policy_is_refused(folder, tmp_path, tokenizer):
@@ -403,6 +476,16 @@ def test_generations_of_one_update_differ(folder, tmp_path, tokenizer):
     trainer.sample = lambda prompts, size, seed: seeds.append(seed) or sample(prompts, size, seed)
     trainer.train()
     assert len(seeds) == len(set(seeds)) == 6
+
+
+def test_a_short_last_update_of_an_epoch_shifts_no_seed(folder, tmp_path, tokenizer):
+    """12 rows are 6 micro-batches: updates of 4 and of 2. A resumed run counts from the update, and so does this."""
+    options = {"steps_per_generation": 1, "gradient_accumulation_steps": 4, "max_steps": 3}
+    trainer = ours(folder, tmp_path, tokenizer, **options)
+    seeds, sample = [], trainer.sample
+    trainer.sample = lambda prompts, size, seed: seeds.append(seed[1:3]) or sample(prompts, size, seed)
+    trainer.train()
+    assert seeds == [(0, 0), (0, 1), (0, 2), (0, 3), (1, 0), (1, 1), (2, 0), (2, 1), (2, 2), (2, 3)]
 
 
 def test_broken_weights_say_so(folder, tmp_path, tokenizer):

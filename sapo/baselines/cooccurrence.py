@@ -49,7 +49,7 @@ class CoOccurrence:
         """The k best items for every history, best first; items of the history are not removed.
 
         Raises:
-            InputError: k outside 1..num_items.
+            InputError: k outside 1..num_items, or an item that was not there to fit.
         """
         num_items = len(self.order)
         if not 1 <= k <= num_items:
@@ -59,6 +59,8 @@ class CoOccurrence:
             recent = [history[: -len(VOTES) - 1 : -1] for history in histories[start : start + batch_size]]
             ends = np.cumsum([0, *map(len, recent)])
             items = np.array([item for history in recent for item in history], dtype=np.int64)
+            if len(items) and not 0 <= items.min() <= items.max() < num_items:
+                raise InputError(f"histories hold items {items.min()}..{items.max()}; there are 0..{num_items - 1}.")
             votes = np.array([vote for history in recent for vote in VOTES[: len(history)]], dtype=np.int64)
             scored = (sparse.csr_array((votes, items, ends), shape=(len(recent), num_items)) @ self.counts).tocoo()
             # The first k places join with score 0: they are what a row ranks once its scored places are used up.

@@ -8,9 +8,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sapo.errors import InputError
+
+
+def _check_shapes(predicted: Tensor, target: Tensor) -> None:
+    if predicted.shape != target.shape:
+        raise InputError(f"predicted has shape {tuple(predicted.shape)}, target {tuple(target.shape)}: give one each.")
+
 
 def exact_match(predicted: Int[Tensor, "B K"], target: Int[Tensor, "B K"]) -> Float[Tensor, "B"]:
     """1 where the whole SID is right, else 0: the outcome reward."""
+    _check_shapes(predicted, target)
     return (predicted == target).all(dim=1).float()
 
 
@@ -20,6 +28,7 @@ def step_match(predicted: Int[Tensor, "B K"], target: Int[Tensor, "B K"], gated:
     A residual code means something only under its prefix. `gated=True` asks for all earlier codes to be right too, and
     so does not pay for the right code under a wrong parent.
     """
+    _check_shapes(predicted, target)
     match = (predicted == target).float()
     return match.cumprod(dim=1) if gated else match
 

@@ -233,6 +233,8 @@ def _rows(folder: str | Path, stem: str, num_items: int) -> Rows:
         rows.user.append(row.fields["user_id"])
         rows.history.append(row.integers("history", num_items))
         rows.target.append(row.integer("target", num_items))
+    if not len(rows):
+        raise InputError(f"{folder}: the table {stem} has no line after the header; it needs one for every row.")
     return rows
 
 

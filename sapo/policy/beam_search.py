@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sapo.errors import InputError
+from sapo.errors import BROKEN_WEIGHTS, InputError
 from sapo.semantic_ids.trie import SidTrie
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def constrained_beam_search(
 
     Args:
         input_ids, attention_mask: prompts, padded on the left.
-        sid_token_ids: for each level, code -> token id.
+        sid_token_ids: for each level, code -> token id, as many as the trie's level sizes say.
         num_return: R, at most `num_beams`, which is the default.
         normalize: log-probabilities of the "full" softmax, or renormalised over the allowed codes ("trie").
         step_fn: replaces the model: rows (M,) of the batch and the tokens (M, d) chosen so far -> logits (M, V) of the
@@ -47,12 +47,15 @@ def constrained_beam_search(
 
     With `normalize="full"` ids and scores are those of transformers' `generate` with the same constraint and a length
     penalty of 0.
+
+    Raises:
+        InputError: num_return outside 1..num_beams, or tokens that are not those of the trie's levels.
+        FloatingPointError: logits that are not a number.
     """
     num_return = num_beams if num_return is None else num_return
     if not 1 <= num_return <= num_beams:
         raise InputError(f"num_return is {num_return}; it must lie between 1 and num_beams ({num_beams}).")
-    if len(sid_token_ids) != trie.num_levels:
-        raise InputError(f"sid_token_ids has {len(sid_token_ids)} levels, the trie has {trie.num_levels}.")
+    trie.check_levels([len(ids) for ids in sid_token_ids])
     device, batch = input_ids.device, len(input_ids)
     token_ids = [ids.to(device) for ids in sid_token_ids]
     reader = _CachedReader(model, input_ids, attention_mask)
@@ -69,6 +72,8 @@ def constrained_beam_search(
     for level, ids in enumerate(token_ids):
         width = sids.shape[1]
         logits = next_logits(rows, tokens).float()
+        if logits.isnan().any():
+            raise FloatingPointError(BROKEN_WEIGHTS)
         allowed = trie.allowed(sids.flatten(0, 1))
         if normalize == "trie":
             logps = logits[:, ids].masked_fill(~allowed, float("-inf")).log_softmax(-1)

@@ -1,6 +1,5 @@
 """A policy: a model with everything it takes to ask it for items. Saved and loaded as one folder."""
 
-import errno
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -9,13 +8,12 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, Self
 
 import torch
 from jaxtyping import Float, Int
-from safetensors import SafetensorError
 from torch import Tensor
 
 from sapo.data.catalog import Catalog
 from sapo.data.interactions import Split
 from sapo.errors import InputError
-from sapo.files import write_folder_atomically
+from sapo.files import disk_errors, write_folder_atomically
 from sapo.policy.beam_search import constrained_beam_search
 from sapo.policy.layout import ReasoningLayout
 from sapo.policy.prompts import THINK_END, THINK_START, history_text, sid_token_ids
@@ -60,7 +58,15 @@ class Policy:
         self.trie = SidTrie(self.catalog.sids, self.catalog.level_sizes).to(self.model.device)
 
     def prompts(self, histories: Sequence[Sequence[int]]) -> list[str]:
-        """The text that asks for the next item after each history."""
+        """The text that asks for the next item after each history.
+
+        Raises:
+            InputError: an item that the catalogue does not have.
+        """
+        items = self.catalog.num_items
+        for row, history in enumerate(histories):
+            if history and not 0 <= min(history) <= max(history) < items:
+                raise InputError(f"history {row} is {list(history)}; the items of this catalogue are 0..{items - 1}.")
         return [history_text(self.catalog, history, self.max_history) for history in histories]
 
     def check_split(self, split: Split) -> None:
@@ -89,10 +95,8 @@ class Policy:
             "thinking": self.thinking,
         }
         with write_folder_atomically(folder) as temporary:
-            try:
+            with disk_errors(folder):
                 self.model.save_pretrained(temporary)
-            except SafetensorError as error:  # a full disk, in safetensors' words
-                raise OSError(errno.EIO, f"could not write the weights ({error})", str(folder)) from error
             self.tokenizer.save_pretrained(temporary)
             (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
 
@@ -108,7 +112,12 @@ class Policy:
         folder = Path(folder)
         if not (folder / MANIFEST).is_file():
             raise InputError(f"{folder} is no policy folder: it has no {MANIFEST}. Train one with `sapo run`.")
-        manifest = json.loads((folder / MANIFEST).read_text())
+        try:
+            manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
+        except ValueError as error:
+            raise InputError(
+                f"{folder / MANIFEST} is damaged: {error}. Train the policy again with `sapo run`."
+            ) from None
         if manifest["num_levels"] != catalog.num_levels:
             raise InputError(
                 f"{folder} holds a policy of K = {manifest['num_levels']} levels; the catalogue {catalog.name!r} has "

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sapo.errors import InputError
+from sapo.errors import BROKEN_WEIGHTS, InputError
 from sapo.policy.layout import ReasoningLayout
 from sapo.semantic_ids.trie import SidTrie
 
@@ -67,8 +67,10 @@ def grouped_rollouts(
 
     Raises:
         InputError: a budget below `min_block_tokens`, or a number of budgets other than K; a temperature that is not
-            positive.
+            positive; levels that are not the trie's; `min_block_tokens` where no word can stand in a block.
+        FloatingPointError: logits that are not a number.
     """
+    trie.check_levels([len(ids) for ids in layout.sid_token_ids])
     device = input_ids.device
     trie = trie.to(device)
     steps = layout.num_steps
@@ -81,6 +83,8 @@ def grouped_rollouts(
     model.eval()
     rows = len(input_ids) * group_size
     in_block = block_tokens(layout, model.config.vocab_size, pad_id, end_ids(model)).to(device)
+    if min_block_tokens and int(in_block.sum()) == 1:
+        raise InputError(f"min_block_tokens is {min_block_tokens}, but the vocabulary has no word for a block.")
     sid_ids = [ids.to(device) for ids in layout.sid_token_ids]
 
     mask = attention_mask.bool()
@@ -116,7 +120,7 @@ def grouped_rollouts(
             options = logits[writes].masked_fill(~in_block, NEVER)
             options[words[writes] < min_block_tokens, layout.think_end_id] = NEVER
             token[writes], logp[writes] = _draw(options, greedy, generator)
-            sampled[writes] = True
+            sampled[writes] = options.isfinite().sum(1) > 1
         for level in range(steps):
             here = ~thinking & (depth == level)
             if here.any():
@@ -204,6 +208,19 @@ def completion_logps(
     return (chosen - normaliser).masked_fill(reading.is_open, 0.0)
 
 
+def forced_tokens(completion_ids: Int[Tensor, "B T"], layout: ReasoningLayout, trie: SidTrie) -> Bool[Tensor, "B T"]:
+    """Tokens that were no choice, as far as ids tell: opening delimiters, and SID tokens that are only children.
+
+    A closing delimiter at a budget looks like a chosen one; only the decoder knows.
+    """
+    reading, sids = layout.read(completion_ids), layout.parse(completion_ids).sids
+    forced = reading.is_open.clone()
+    for level in range(layout.num_steps):
+        only_child = trie.allowed(sids[:, :level]).sum(1) == 1
+        forced |= reading.is_sid & (reading.sid_index == level) & (sids[:, level, None] >= 0) & only_child[:, None]
+    return forced
+
+
 def block_budgets(block_budget: int | Sequence[int], num_steps: int, min_block_tokens: int = 0) -> list[int]:
     """One budget a block, checked."""
     budgets = [block_budget] * num_steps if isinstance(block_budget, int) else list(block_budget)
@@ -238,8 +255,6 @@ def _draw(
     """A column of each row, drawn by the softmax of the row, and its log-probability."""
     logps = options.log_softmax(-1)
     if logps.isnan().any():
-        raise FloatingPointError(
-            "the policy's logits are not finite: its weights are broken, most often by too high a learning rate."
-        )
+        raise FloatingPointError(BROKEN_WEIGHTS)
     choice = logps.argmax(-1) if greedy else torch.multinomial(logps.exp(), 1, generator=generator)[:, 0]
     return choice, logps.gather(1, choice[:, None])[:, 0]

@@ -1,6 +1,7 @@
 """The catalogue as a tree of codes, in flat arrays: which codes may follow each prefix of a batch."""
 
 import math
+from collections.abc import Sequence
 from typing import Self
 
 import torch
@@ -60,6 +61,18 @@ class SidTrie:
         if sids.shape[1] != self.num_levels:
             raise InputError(f"sids have {sids.shape[1]} codes; this trie has {self.num_levels} levels.")
         return self._rows(sids) < len(self._prefixes[-1])
+
+    def check_levels(self, level_sizes: Sequence[int]) -> None:
+        """Refuse a layout of other levels, whose tokens would be read as other codes.
+
+        Raises:
+            InputError: another number of levels, or another number of codes in one.
+        """
+        if tuple(level_sizes) != self.level_sizes:
+            raise InputError(
+                f"the SID tokens have K = {len(level_sizes)} levels of sizes {tuple(level_sizes)}; the catalogue has "
+                f"K = {self.num_levels}, of sizes {self.level_sizes}."
+            )
 
     def to(self, device: torch.device | str) -> Self:
         """Move the arrays; returns the trie itself."""

@@ -17,6 +17,7 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from sapo.data.interactions import Split
 from sapo.errors import InputError
+from sapo.files import disk_errors
 from sapo.policy.policy import Policy
 from sapo.policy.prompts import BOS, EOS, ITEM_OF, TITLE_OF, sid_text, split_words
 from sapo.policy.traces import NodeDescriptors
@@ -168,5 +169,6 @@ def train_supervised(
         callbacks=[ProgressLine(f"{task} seed {seed}", {"loss": "loss"}), StopAtNonFiniteLoss()],
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=resume)
+    with disk_errors(folder):
+        trainer.train(resume_from_checkpoint=resume)
     return trainer.state.log_history

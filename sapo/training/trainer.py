@@ -11,7 +11,6 @@ Rollouts come from TRL's `rollout_func` hook, the one way to tell it which token
 """
 
 import copy
-import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -35,7 +34,14 @@ from sapo.data.interactions import Rows
 from sapo.errors import InputError
 from sapo.policy.layout import ReasoningLayout
 from sapo.policy.policy import Policy
-from sapo.policy.rollout import Rollouts, block_budgets, completion_logps, end_ids, grouped_rollouts
+from sapo.policy.rollout import (
+    Rollouts,
+    block_budgets,
+    completion_logps,
+    end_ids,
+    forced_tokens,
+    grouped_rollouts,
+)
 from sapo.semantic_ids.trie import SidTrie
 
 RESAMPLING_ROUNDS = 4  # of DAPO's dynamic sampling
@@ -63,8 +69,8 @@ class SAPOConfig(GRPOConfig):
     block_budget: int | list[int] | None = None
     """Most words of a thinking block, one number or one a block; the block is closed at it. `from_catalog` takes the
     policy's own where None, which is what `recommend` decodes with; otherwise 8."""
-    min_block_tokens: int = 0
-    """Fewest words of a thinking block."""
+    min_block_tokens: int | None = None
+    """Fewest words of a thinking block. `from_catalog` takes the policy's own where None; otherwise 0."""
     sid_logps: Literal["trie", "full"] = "trie"
     """Log-probabilities of the tokens that the decoder allowed ("trie"), or of the full softmax ("full")."""
 
@@ -91,6 +97,8 @@ class SAPOConfig(GRPOConfig):
         if self.objective not in OBJECTIVES:
             raise InputError(f"objective is {self.objective!r}; known are {', '.join(OBJECTIVES)}.")
         chosen = OBJECTIVES[self.objective]
+        if isinstance(self.scale_rewards, bool):  # TRL's other spelling
+            self.scale_rewards = "group" if self.scale_rewards else "none"
         decided = {
             "loss_type": _LOSS_TYPES[chosen.average],
             "importance_sampling_level": _RATIO_LEVELS[chosen.ratio],
@@ -133,6 +141,10 @@ class SAPOConfig(GRPOConfig):
             self.gradient_checkpointing = on_gpu
         if self.dataloader_pin_memory is None:
             self.dataloader_pin_memory = on_gpu
+        for name in ("num_generations", "num_generations_eval"):
+            size = getattr(self, name)
+            if size is not None and size < 2:
+                raise InputError(f"{name} is {size}: a group-relative advantage needs at least 2 completions a prompt.")
         if self.per_device_train_batch_size % self.num_generations:
             group = self.num_generations
             nearest = max(1, round(self.per_device_train_batch_size / group)) * group
@@ -147,12 +159,22 @@ class SAPOConfig(GRPOConfig):
     def _check_checkpoints(self) -> None:
         """A checkpoint between two generations could not be resumed: its rollouts are gone."""
         accumulated = self.gradient_accumulation_steps
-        updates = math.lcm(self.steps_per_generation * self.num_iterations, accumulated) // accumulated
-        if self.save_strategy == "steps" and self.save_steps >= 1 and self.save_steps % updates:
+        passes = self.steps_per_generation * self.num_iterations  # micro-batches that one generation feeds
+        if passes % accumulated and accumulated % passes:
             raise InputError(
-                f"save_steps is {self.save_steps}, but rollouts are made every {updates} updates: use a multiple of "
-                f"{updates}."
+                f"steps_per_generation {self.steps_per_generation} x num_iterations {self.num_iterations} = {passes} "
+                f"micro-batches a generation and gradient_accumulation_steps {accumulated}: one must divide the other, "
+                f"or an update would end within a generation."
             )
+        updates = max(1, passes // accumulated)
+        if self.save_strategy != "steps" or updates == 1:
+            return
+        for name in ("save_steps", "max_steps"):  # the trainer saves at the last update too
+            value = getattr(self, name)
+            if value > 0 and value % updates:
+                raise InputError(
+                    f"{name} is {value}, but rollouts are made every {updates} updates: use a multiple of {updates}."
+                )
 
 
 class SAPOTrainer(GRPOTrainer):
@@ -185,15 +207,13 @@ class SAPOTrainer(GRPOTrainer):
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
     ):
-        if layout.num_steps != trie.num_levels:
-            raise InputError(f"the layout has K = {layout.num_steps} steps, the catalogue {trie.num_levels} levels.")
-        if missing := {"prompt", "target_sid"} - set(train_dataset.column_names):
-            raise InputError(f"train_dataset lacks the columns {sorted(missing)}; it has {train_dataset.column_names}.")
-        if len(wrong := train_dataset[0]["target_sid"]) != layout.num_steps:
-            raise InputError(f"target_sid of row 0 is {wrong}; the layout has K = {layout.num_steps} steps.")
+        trie.check_levels([len(ids) for ids in layout.sid_token_ids])
+        _check_dataset("train_dataset", train_dataset, trie)
+        if eval_dataset is not None:
+            _check_dataset("eval_dataset", eval_dataset, trie)
         args = copy.copy(args)  # what is derived below belongs to this trainer
-        if args.block_budget is None:
-            args.block_budget = 8
+        args.block_budget = 8 if args.block_budget is None else args.block_budget
+        args.min_block_tokens = args.min_block_tokens or 0
         prompts = args.generation_batch_size // args.num_generations
         if len(train_dataset) < prompts:
             raise InputError(
@@ -214,8 +234,13 @@ class SAPOTrainer(GRPOTrainer):
                 "(Policy.save or save_pretrained) and load it from there, or set beta=0."
             )
         self.objective: Objective = OBJECTIVES[args.objective]
+        if rollout_func is not None and "dynamic_sampling" in self.objective.extras:
+            raise InputError(
+                f"objective {args.objective!r} resamples prompts with the built-in rollouts: leave rollout_func out."
+            )
         self.layout, self.trie = layout, trie
         self._prepared: Rollouts | None = None
+        self._update_began = (-1, 0)  # its number, and the micro-step it began at
         self._start_is_checked = args.beta == 0
         given = [] if reward_funcs is None else reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
         own = _reward_functions(layout)
@@ -256,9 +281,10 @@ class SAPOTrainer(GRPOTrainer):
     ) -> Self:
         """Build everything else from a policy folder (stage 2), its catalogue and the training rows."""
         policy = Policy.load(model, catalog)
-        if args.block_budget is None:
-            args = copy.copy(args)
-            args.block_budget, args.min_block_tokens = policy.block_budget, policy.min_block_tokens
+        args = copy.copy(args)
+        for name in ("block_budget", "min_block_tokens"):
+            if getattr(args, name) is None:
+                setattr(args, name, getattr(policy, name))
         dataset = Dataset.from_dict(
             {"prompt": policy.prompts(rows.history), "target_sid": catalog.sids[rows.target].tolist()}
         )
@@ -292,9 +318,12 @@ class SAPOTrainer(GRPOTrainer):
     def _seed(self, purpose: int) -> tuple[int, ...]:
         """Derived, never carried: a resumed run draws what an undisturbed one would have drawn.
 
-        An update may see several generations, so the micro-step within it counts too.
+        An update may see several generations, so the micro-step within it counts too: from the update's start, since
+        the last update of an epoch may be a short one.
         """
-        within = self._step % self.args.gradient_accumulation_steps
+        if self._update_began[0] != self.state.global_step:
+            self._update_began = (self.state.global_step, self._step)
+        within = self._step - self._update_began[1]
         mode = int(self.model.training)
         return (self.args.seed, self.state.global_step, within, mode, self.accelerator.process_index, purpose)
 
@@ -317,7 +346,8 @@ class SAPOTrainer(GRPOTrainer):
         # The one change to GRPO: credit belongs to the step of a token, so it has a token axis.
         output["advantages"] = self.objective.to_tokens(advantages[first : first + len(ids)], steps)
         output["token_steps"] = steps
-        output.setdefault("tool_mask", output["completion_mask"])  # absent when an engine marks nothing as forced
+        if "tool_mask" not in output:  # an engine that does not say what it forced
+            output["tool_mask"] = (~forced_tokens(ids, self.layout, self.trie)).long()
         if not self._start_is_checked:
             self._check_start(output)
 
@@ -502,7 +532,8 @@ class SAPOTrainer(GRPOTrainer):
                 f"earlier checkpoints are intact. A lower learning rate than {self.args.learning_rate:g} is the usual "
                 f"cure."
             )
-        for name, value in metrics.items():
+        names, values = list(metrics), torch.tensor(list(metrics.values()), device=loss.device)
+        for name, value in zip(names, self.accelerator.reduce(values, reduction="mean").tolist(), strict=True):
             self._metrics[mode][name].append(value)
         return loss if self.objective.average == "token" else loss / accumulated
 
@@ -544,6 +575,23 @@ def _own_rollouts(prompts: list[str], trainer: SAPOTrainer) -> dict[str, Any]:
         "logprobs": [row[mask].tolist() for row, mask in zip(rollouts.logps, keep, strict=True)],
         "env_mask": [row[mask].long().tolist() for row, mask in zip(rollouts.sampled, keep, strict=True)],
     }
+
+
+def _check_dataset(name: str, dataset: Dataset, trie: SidTrie) -> None:
+    """Every row has a prompt and the SID of an item of the catalogue: a -1 would pay malformed completions."""
+    if missing := {"prompt", "target_sid"} - set(dataset.column_names):
+        raise InputError(f"{name} lacks the columns {sorted(missing)}; it has {dataset.column_names}.")
+    if not len(dataset):
+        raise InputError(f"{name} has no rows.")
+    targets = list(dataset["target_sid"])
+    levels = trie.num_levels
+    for row, target in enumerate(targets):
+        if not isinstance(target, list) or len(target) != levels:
+            raise InputError(f"{name}, row {row}: target_sid is {target!r}; the catalogue has K = {levels} levels.")
+    known = trie.contains(torch.tensor(targets))
+    if not known.all():
+        row = int((~known).int().argmax())
+        raise InputError(f"{name}, row {row}: target_sid {targets[row]} is no SID of the catalogue.")
 
 
 def _reward_functions(layout: ReasoningLayout) -> list[Callable]:
