@@ -79,8 +79,8 @@ QUICK = Recipe(
 # Real catalogues have ten times the items and rarer hits: longer stages 1 and 2, larger groups, all test rows.
 QUICK_ON_DATA = replace(
     QUICK,
-    stage1=SFTConfig(updates=1500, batch_size=128, learning_rate=3e-3, title_share=0.1),
-    stage2=SFTConfig(updates=800, batch_size=128, learning_rate=2e-3),
+    stage1=SFTConfig(updates=1200, batch_size=128, learning_rate=3e-3, title_share=0.1),
+    stage2=SFTConfig(updates=1400, batch_size=128, learning_rate=2e-3),
     stage3=RLConfig(updates=100, learning_rates=(3e-5, 1e-4, 3e-4)),
     backbone=BackboneConfig(intermediate_size=192),
     evaluation=EvaluationConfig(),
