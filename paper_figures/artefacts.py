@@ -21,6 +21,10 @@ from sapo.files import write_atomically
 
 RECORD = Path(__file__).resolve().parent / "data"
 PUBLISHED = RECORD / "published.csv"
+DECODING = (
+    "Policies that think do so greedily; 10 beams, scored by the softmax over the codes that the catalogue allows."
+)
+ABLATION_ONLY = ("grpo_step_reward", "sapo_outcome_reward", "sapo_sequence_mean")  # drawn beside what they differ from
 ONE_WORLD = ["dataset", "split", "preset"]  # runs that may be compared
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pandas as pd
-from artefacts import ONE_WORLD, Artefact, command_line, find_input, save_figure
+from artefacts import ABLATION_ONLY, DECODING, ONE_WORLD, Artefact, command_line, find_input, save_figure
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
@@ -35,6 +35,7 @@ def main(out: Path, results: Path | None = None) -> list[Artefact]:
     path = find_input(out, results, "results.csv")
     rows = read_results(path)
     rows = rows[rows["source"].isin(["measured", "exact"]) & rows["metric"].isin(METRICS)]
+    rows = rows[~rows["method"].isin(ABLATION_ONLY)]
     if not (rows["source"] == "measured").any():
         raise InputError(f"{path}: no measured rows.")
     worlds = list(rows.groupby(ONE_WORLD, sort=True))
@@ -46,8 +47,9 @@ def main(out: Path, results: Path | None = None) -> list[Artefact]:
         sources = "measured, exact" if (of_world["source"] == "exact").any() else "measured"
         caption = (
             f"{world[0]}, {world[1].replace('_', ' ')}, preset {world[2]}, n = {of_world['n'].max()} test rows. Mean "
-            "and 95 % t interval over seeds; a dot without an interval is one seed. The dash-dotted line is the exact "
-            "expectation of the Bayes-optimal ranking on the same rows."
+            "and 95 % t interval over seeds; counting baselines have no seeds, other dots without an interval are one "
+            f"seed. {DECODING} The dash-dotted line is the exact expectation of the Bayes-optimal ranking on the same "
+            "rows."
         )
         artefacts.append(Artefact(NAME + suffix, "Main results", caption, sources, files, path))
     return artefacts

@@ -3,12 +3,13 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from artefacts import Artefact, command_line, find_input, read_worlds, save_figure
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from sapo.analysis.plots import FULL_WIDTH, figure_style, plot_curve
+from sapo.analysis.plots import FULL_WIDTH, figure_style, method_label, plot_curve
 from sapo.errors import InputError
 
 METHODS = ["sapo", "grpo"]
@@ -33,12 +34,22 @@ def draw(rows: pd.DataFrame, window: int) -> Figure:
     figure, axes = plt.subplot_mosaic(mosaic, figsize=(FULL_WIDTH, 5.0))
     for row in panels:
         for metric, title in row:
-            ax = plot_curve(rows, metric, axes[metric], window)
+            share = metric.startswith("rewards/")
+            ax = plot_curve(rows, metric, axes[metric], window, bounds=(0, 1 if share else np.inf))
             ax.set_title(title)
+            if "length" in metric:  # from 0: a tenth of a token is no event
+                ax.set_ylim(0, 1.25 * rows.loc[rows["metric"] == metric, "value"].max())
             ax.set_xlabel("update" if row is panels[-1] else "")
     handles, labels = axes[panels[0][0][0]].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=len(handles))
     return figure
+
+
+def learning_rates(rows: pd.DataFrame) -> str:
+    """The rates that validation chose; with different ones, KL and speed say little of the objectives."""
+    rates = rows[rows["metric"] == "learning_rate"].groupby("method")["value"].max()
+    chosen = ", ".join(f"{method_label(method)} {rate:g}" for method, rate in rates.items())
+    return f"Learning rate, chosen on validation from one grid: {chosen}." if chosen else ""
 
 
 def main(out: Path, results: Path | None = None) -> list[Artefact]:
@@ -58,7 +69,8 @@ def main(out: Path, results: Path | None = None) -> list[Artefact]:
         smoothed = f" Each seed is smoothed over {window} logged steps." if window > 1 else ""
         caption = (
             f"{world}. Training prompts; mean and 95 % t interval over seeds (each with its own stages 1 and 2; both "
-            f"objectives of a seed start from its stage-2 checkpoint).{smoothed} A dashed line is one seed."
+            f"objectives of a seed start from its stage-2 checkpoint).{smoothed} A dashed line is one seed. "
+            f"{learning_rates(rows)}"
         )
         artefacts.append(Artefact(NAME + suffix, "Training dynamics", caption, "measured", files, path))
     if not artefacts:

@@ -1,22 +1,18 @@
 """Every artefact of the paper from the tables under OUT, and OUT/index.html, which shows them with their provenance."""
 
-import json
 import os
 from html import escape
 from importlib import import_module
 from pathlib import Path
 
-import pandas as pd
 from artefacts import RECORD, Artefact, command_line
 
 from sapo.analysis.tables import show_table
 from sapo.errors import InputError
 from sapo.files import write_atomically
+from sapo.runs import read_recorded_runs, read_runs
 
 HERE = Path(__file__).resolve().parent
-RUN_COLUMNS = ["dataset", "split", "preset", "seed", "method", "status", "updates", "started", "seconds"]
-RUN_COLUMNS += ["learning_rate", "hardware", "commit", "identity"]
-
 STYLE = """
 body { font-family: system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
 section { border-top: 1px solid #ddd; margin-top: 2rem } img { max-width: 100%; height: auto }
@@ -25,23 +21,6 @@ th, td { padding: 0.2rem 0.6rem; border-bottom: 1px solid #eee; text-align: righ
 th { border-bottom: 1px solid #222 } code { background: #f4f4f4; padding: 0.1rem 0.3rem }
 .source { font-size: 0.8rem; color: #555 }
 """
-
-
-def read_runs(out: Path) -> pd.DataFrame:
-    """What every run under OUT says of itself, a row a run; an unfinished one is listed as such.
-
-    Raises:
-        InputError: a run.json that is not JSON.
-    """
-    runs = []
-    for path in sorted((out / "runs").glob("**/run.json")):
-        try:
-            run = json.loads(path.read_text(encoding="utf-8"))
-            run["learning_rate"] = run.get("config", {}).get("learning_rate")
-        except (UnicodeDecodeError, json.JSONDecodeError, AttributeError) as error:
-            raise InputError(f"{path}: not a run's manifest: {error}") from None
-        runs.append({"run": path.parent.relative_to(out).as_posix()} | {name: run.get(name) for name in RUN_COLUMNS})
-    return pd.DataFrame(runs, columns=["run", *RUN_COLUMNS], dtype=object)
 
 
 def make_artefacts(out: Path) -> list[tuple[str, Artefact]]:
@@ -59,9 +38,9 @@ def make_artefacts(out: Path) -> list[tuple[str, Artefact]]:
 
 def index_page(out: Path, made: list[tuple[str, Artefact]]) -> str:
     """The page: contents, every artefact, and the runs behind the measured numbers."""
-    runs = read_runs(out)
     read = {artefact.read for _, artefact in made if artefact.read is not None}
     recorded = any(path.parent == RECORD for path in read)
+    runs = read_recorded_runs(RECORD) if recorded else read_runs(out)
     parts = [
         "<!doctype html>",
         '<html lang="en"><head><meta charset="utf-8"><title>sapo: figures and tables</title>',
@@ -83,9 +62,7 @@ def index_page(out: Path, made: list[tuple[str, Artefact]]) -> str:
         parts += _section(out, script, artefact)
     parts += ['<section id="runs"><h2>Runs</h2>']
     if runs.empty:
-        parts.append(
-            "<p>None under this folder; the column <code>run</code> of the results names each number's run.</p>"
-        )
+        parts.append("<p>None.</p>")
     else:
         seconds = runs["seconds"].dropna().sum()
         parts.append(f"<p>{len(runs)} runs, {seconds / 60:.1f} minutes of training and evaluation.</p>")
@@ -109,8 +86,14 @@ def _section(out: Path, script: str, artefact: Artefact) -> list[str]:
         shown,
         f"<p>{escape(artefact.caption)}</p>",
         f'<p class="source">{origin}; files: {files}; '
-        f"made by <code>python paper_figures/{escape(script)} --out {escape(str(out))}</code></p></section>",
+        f"made by <code>python paper_figures/{escape(script)} --out {escape(_from_checkout(out))}</code></p></section>",
     ]
+
+
+def _from_checkout(path: Path) -> str:
+    """A path as one types it at the top of the checkout, where it lies inside."""
+    path, top = path.resolve(), HERE.parent
+    return str(path.relative_to(top) if path.is_relative_to(top) else path)
 
 
 def main(out: Path) -> list[Artefact]:

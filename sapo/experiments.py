@@ -41,7 +41,7 @@ from sapo.policy.rollout import grouped_rollouts
 from sapo.policy.traces import NodeDescriptors
 from sapo.progress import keep_to_line
 from sapo.recipes import Recipe
-from sapo.runs import Job, RunFolder, write_table
+from sapo.runs import Job, RunFolder, read_recorded_runs, read_runs, write_table
 from sapo.training.progress import tidy_log
 from sapo.training.sft import train_supervised
 
@@ -129,7 +129,7 @@ def train_stage3(job: Job, seed: int, objective: str, learning_rate: float) -> N
     watch = {"reward": "reward", "rewards/exact/mean": "exact", "kl": "kl"}
     bar = ProgressLine(f"{objective} seed {seed} lr {learning_rate:g}", watch)
     stage2 = supervised_folder(job, seed, "stage2").policy
-    trainer = SAPOTrainer.from_catalog(stage2, world.catalog, args, world.split.train, callbacks=[bar])
+    trainer = SAPOTrainer.from_catalog(stage2, world.catalog, args, world.split, callbacks=[bar])
     trainer.remove_callback(PrinterCallback)
     try:
         with disk_errors(args.output_dir):
@@ -323,15 +323,21 @@ def collect(job: Job, chosen: dict[str, float]) -> pd.DataFrame:
 def publish(out: str | Path, record: str | Path) -> list[Path]:
     """Add the tables under `out` to the committed record, in place of what it held of the same methods.
 
+    `runs.csv` says of every run with a number in them when, where and by which code it was made.
+
     Raises:
         InputError: nothing finished under `out`.
     """
     out, record = Path(out), Path(record)
     if not (out / "results.csv").is_file():
         raise InputError(f"{out} holds no results.csv: `sapo run --out {out}` writes it once its runs are finished.")
+    results = read_results(out / "results.csv")
     curves, rollouts = (pd.read_csv(out / name) for name in ("dynamics.csv", "rollouts.csv"))
-    _add_tables(read_results(out / "results.csv"), curves, rollouts, record)
-    return [record / name for name in ("results.csv", "dynamics.csv", "rollouts.csv")]
+    _add_tables(results, curves, rollouts, record)
+    runs = read_runs(out)
+    runs = runs[runs["run"].map(lambda run: Path(run).name).isin(results["run"])]
+    write_table(pd.concat([_others(read_recorded_runs(record), runs, [*WORLD, "method"]), runs]), record / "runs.csv")
+    return [record / name for name in ("results.csv", "dynamics.csv", "rollouts.csv", "runs.csv")]
 
 
 @dataclass(frozen=True, eq=False)

@@ -29,6 +29,12 @@ CODE = (
     *("analysis/evaluation.py", "recipes.py", "runs.py", "experiments.py"),
 )
 
+# What `read_runs` tells of a run.
+RUN_COLUMNS = [
+    *("dataset", "split", "preset", "seed", "method", "status", "updates", "started", "seconds"),
+    *("learning_rate", "hardware", "commit", "identity"),
+]
+
 
 @lru_cache(maxsize=1)
 def code_version() -> str:
@@ -213,6 +219,29 @@ def _is_json(path: Path) -> bool:
     except (FileNotFoundError, ValueError):
         return False
     return True
+
+
+def read_runs(out: Path) -> pd.DataFrame:
+    """What every run under OUT says of itself, a row a run; an unfinished one is listed as such.
+
+    Raises:
+        InputError: a run.json that is not JSON.
+    """
+    runs = []
+    for path in sorted((out / "runs").glob("**/run.json")):
+        try:
+            run = json.loads(path.read_text(encoding="utf-8"))
+            run["learning_rate"] = run.get("config", {}).get("learning_rate")
+        except (UnicodeDecodeError, json.JSONDecodeError, AttributeError) as error:
+            raise InputError(f"{path}: not a run's manifest: {error}") from None
+        runs.append({"run": path.parent.relative_to(out).as_posix()} | {name: run.get(name) for name in RUN_COLUMNS})
+    return pd.DataFrame(runs, columns=["run", *RUN_COLUMNS], dtype=object)
+
+
+def read_recorded_runs(record: Path) -> pd.DataFrame:
+    """The same of the runs that `sapo publish` recorded; none where it never did."""
+    path = record / "runs.csv"
+    return pd.read_csv(path, dtype=object) if path.is_file() else pd.DataFrame(columns=["run", *RUN_COLUMNS])
 
 
 def write_table(table: pd.DataFrame, path: Path) -> None:

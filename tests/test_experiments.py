@@ -4,6 +4,7 @@ import errno
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -279,6 +280,9 @@ def test_publish_adds_to_the_record(finished, tmp_path):
     publish(out, tmp_path)  # the same rows replace themselves
     assert (tmp_path / "results.csv").read_bytes() == first
     assert len(pd.read_csv(tmp_path / "rollouts.csv")) == len(pd.read_csv(out / "rollouts.csv"))
+    runs = pd.read_csv(tmp_path / "runs.csv")  # where each number's run is told of, and no other run
+    assert {Path(run).name for run in runs["run"]} == set(read_results(out / "results.csv")["run"])
+    assert runs[["started", "hardware", "identity"]].notna().all(axis=None)
     with pytest.raises(InputError, match=r"holds no results\.csv"):
         publish(tmp_path / "nothing", tmp_path)
 

@@ -6,6 +6,7 @@ import re
 import pandas as pd
 import pytest
 
+from sapo.analysis import tables
 from sapo.analysis.tables import results_table, show_table, write_table
 from sapo.errors import InputError
 
@@ -38,6 +39,7 @@ def table() -> pd.DataFrame:
         results("sapo", "recall@10", 0.4, 0.5, 0.6),
         results("sapo", "ndcg@10", 0.3, 0.3, 0.3),
         results("sapo", "updates", 80, 80, 80),
+        results("sapo", "learning_rate", 3e-4, 3e-4, 3e-4),
     ]
     return results_table(pd.concat(rows), ["recall@10", "ndcg@10"])
 
@@ -50,7 +52,7 @@ def test_numbers_and_order(table):
         "Bayes optimum",
         "SAS_Rec & Co <1>",
     ]
-    assert table["seeds"].tolist() == [3, 3, 1, 0, 0]
+    assert table["seeds"].fillna(0).tolist() == [3, 3, 1, 0, 0]  # published and exact numbers have none
     assert table["updates"][0] == 80
     assert table["updates"].isna().sum() == 4
     assert table["recall@10"].tolist() == pytest.approx([0.5, 0.3, 0.1, 0.8, 0.9])
@@ -67,21 +69,29 @@ def test_latex(table, tmp_path):
     text = tex.read_text(encoding="utf-8")
     lines = text.splitlines()
     assert lines[0] == "% A note."
-    assert r"\begin{tabular}{lllllrrrr}" in text
+    assert r"\begin{tabular}{lllllrrrrr}" in text
     assert [line for line in lines if line.startswith("\\") and "rule" in line] == [
         r"\toprule",
         r"\midrule",
         r"\bottomrule",
     ]
-    assert r"toy & leave\_one\_out & quick & SAPO (step-aligned) & measured & 3 & 80 & " in text
+    assert r"toy & leave\_one\_out & quick & SAPO (step-aligned) & measured & 3 & 80 & 0.0003 & " in text
     assert r"\textbf{0.5000 $\pm$ 0.2484} & 0.3000 $\pm$ 0.0000 \\" in text  # no rival on NDCG@10
     assert r"\underline{0.3000 $\pm$ 0.2484} & -- \\" in text
     assert r"Bayes optimum$^\ddagger$ & exact" in text
-    assert r"SAS\_Rec \& Co <1>$^\dagger$ & published & 0 & -- & 0.9000 & -- \\" in text  # no rival
-    assert r"& \underline{0.1000} &" not in text  # third
+    assert r"SAS\_Rec \& Co <1>$^\dagger$ & published & -- & -- & -- & 0.9000 & -- \\" in text  # no rival
+    assert r"& \underline{0.1000} &" not in text  # third, and of one seed
     back = pd.read_csv(csv)
     assert list(back.columns) == list(table.columns)
     assert back["recall@10"].tolist() == pytest.approx(table["recall@10"].tolist())
+
+
+def test_a_mean_of_fewer_seeds_is_not_ranked():
+    """One lucky seed is no best method; a baseline without seeds takes part."""
+    rows = [results("sapo", "recall@10", 0.4, 0.5, 0.6), results("grpo", "recall@10", 0.9)]
+    rows += [results("popularity", "recall@10", 0.2)]
+    ranks = tables._ranks(results_table(pd.concat(rows), ["recall@10"]))["recall@10"]
+    assert ranks.fillna(0).tolist() == [1, 0, 2]  # SAPO, GRPO, popularity
 
 
 def test_same_table_same_bytes(table, tmp_path):

@@ -120,3 +120,13 @@ def test_refuses(tokens, values):
 def test_refuses_steps_of_another_length():
     with pytest.raises(InputError, match="2 steps for 1 tokens"):
         token_strip(["a"], [1.0], [0, 0])
+    with pytest.raises(InputError, match=r"limit is 0\.5, and a token has credit 1"):
+        token_strip(["a"], [-1.0], limit=0.5)
+
+
+def test_strips_of_one_limit_can_be_compared():
+    """The same credit has the same shade, whatever else the strip holds."""
+    (alone,) = (patch.get_facecolor() for patch in token_strip(["a"], [0.5], limit=1.0).patches)
+    beside = token_strip(["a", "b"], [0.5, -1.0], limit=1.0).patches[0].get_facecolor()
+    assert alone == beside
+    assert token_strip(["a"], [0.5]).patches[0].get_facecolor() != alone  # by itself, 0.5 is the fullest

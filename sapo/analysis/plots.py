@@ -36,8 +36,8 @@ METHOD_COLORS: dict[str, str] = {
     "sapo_outcome_reward": _HUES[9],
     "dr_grpo": "#591e71",
     "sapo_sequence_mean": "#12239e",
-    "stage2": "#7a7a7a",
-    "stage2_no_thinking": "#c8c8c8",
+    "stage2": "#8c8c8c",
+    "stage2_no_thinking": "#5a5a5a",
     "cooccurrence": "#949494",
     "popularity": "#b0b0b0",
     "published": "#3c3c3c",
@@ -62,6 +62,7 @@ METHOD_LABELS: dict[str, str] = {
     "published": "published",
     "optimum": "Bayes optimum",
 }
+WITHOUT_SEEDS = {"popularity", "cooccurrence", "optimum"}  # computed, not trained: nothing in them is random
 REFERENCE_LINES = {"exact": "-.", "published": ":"}  # measured lines are solid, or dashed with one seed
 
 _STYLE: dict[Any, Any] = {
@@ -117,12 +118,19 @@ def credit_color(credit: str) -> tuple[float, float, float]:
     return _step_color(int(credit.removeprefix("step ")) - 1)
 
 
-def plot_curve(data: pd.DataFrame, metric: str, ax: Axes | None = None, window: int = 1) -> Axes:
+def plot_curve(
+    data: pd.DataFrame,
+    metric: str,
+    ax: Axes | None = None,
+    window: int = 1,
+    bounds: tuple[float, float] = (-np.inf, np.inf),
+) -> Axes:
     """A metric against the training step: per method the mean over seeds, and its interval as a band.
 
     Args:
         data: columns method, seed, step, metric, value. Only steps that every seed of a method has are drawn.
         window: each seed's curve is first averaged over this many logged steps (centred), to quieten noisy rewards.
+        bounds: what the metric can be at all; the band of a t interval, which does not know, ends there.
 
     Raises:
         InputError: no rows of `metric`, two values for one (method, seed, step), or seeds without a common step.
@@ -150,7 +158,7 @@ def plot_curve(data: pd.DataFrame, metric: str, ax: Axes | None = None, window: 
         )
         if not single:
             low, high = [interval.low for interval in intervals], [interval.high for interval in intervals]
-            ax.fill_between(runs.index, low, high, color=color, alpha=0.2, linewidth=0)
+            ax.fill_between(runs.index, *np.clip([low, high], *bounds), color=color, alpha=0.2, linewidth=0)
     ax.set_xlabel("update")
     return ax
 
@@ -286,7 +294,7 @@ def plot_sign_disagreement(data: pd.DataFrame, ax: Axes | None = None) -> Axes:
         data: columns signs ("different signs", "one sign", "no signal"), seed, value.
     """
     kinds = ["different signs", "one sign", "no signal"]
-    colors = [METHOD_COLORS["sapo"], METHOD_COLORS["sapo_outcome_reward"], METHOD_COLORS["stage2_no_thinking"]]
+    colors = ["#404040", "#8c8c8c", "#d9d9d9"]  # no method's: these are kinds of completions
     ax = _plot_shares(data, "signs", kinds, colors, ax)
     ax.set_xlabel("share of completions")
     return ax
@@ -330,8 +338,9 @@ def plot_results(data: pd.DataFrame, metric: str, ax: Axes | None = None) -> Axe
             zorder=3,
         )
         if len(of_method) > 1:
-            ax.plot([interval.low, interval.high], [place, place], color=color, linewidth=1.4, zorder=2)
-        runs = "" if published else f", {len(of_method)} seed{'s' if len(of_method) > 1 else ''}"
+            ax.plot([interval.low, interval.high], [place, place], "|-", ms=5, color=color, linewidth=1.4, zorder=2)
+        seedless = published or method in WITHOUT_SEEDS
+        runs = "" if seedless else f", {len(of_method)} seed{'s' if len(of_method) > 1 else ''}"
         labels.append(method_label(method) + runs)
     if (rows["source"] == "published").any():
         ax.plot([], [], "D", markersize=4, color=METHOD_COLORS["published"], markerfacecolor="white", label="published")

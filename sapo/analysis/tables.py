@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from pandas.io.formats.style import Styler
 
-from sapo.analysis.plots import METHOD_COLORS, method_label
+from sapo.analysis.plots import METHOD_COLORS, WITHOUT_SEEDS, method_label
 from sapo.analysis.results import validate_results
 from sapo.analysis.statistics import seed_interval
 from sapo.errors import InputError
@@ -20,7 +20,8 @@ from sapo.files import write_atomically
 BLOCK = ["dataset", "split", "preset"]  # rows that may be compared with each other
 NOTES = (
     "Mean ± half of the 95 % t interval over seeds. Bold: best; underlined: second best, among the rows of one "
-    "dataset, split, preset and source. † published by others, ‡ computed exactly."
+    "dataset, split, preset and source; a method with fewer seeds than others is not ranked. † published by others, "
+    "‡ computed exactly."
 )
 _DAGGERS = {"measured": "", "published": "†", "exact": "‡"}
 
@@ -28,22 +29,28 @@ _DAGGERS = {"measured": "", "published": "†", "exact": "‡"}
 def results_table(results: pd.DataFrame, metrics: list[str]) -> pd.DataFrame:
     """One row a (dataset, split, preset, source, method), measured before exact before published.
 
-    Columns: dataset, split, preset, method (its label), source, seeds, updates (the metric of this name: optimizer
-    steps of the last stage), then for every metric its mean over seeds and, as "<metric>_half", half of its interval
-    (nan with one seed). What a method lacks is <NA> or nan.
+    Columns: dataset, split, preset, method (its label), source, seeds (of measured methods that are trained), updates
+    and learning_rate (the metrics of these names: optimizer steps of the last stage, and the rate that validation
+    chose), then for every metric its mean over seeds and, as "<metric>_half", half of its interval (nan with one seed).
+    What a method lacks is <NA> or nan.
 
     Raises:
         InputError: no row has any of `metrics`.
     """
     results = validate_results(results)
-    updates = results[results["metric"] == "updates"].groupby([*BLOCK, "method"])["value"].max()
+    settings = {
+        name: results[results["metric"] == name].groupby([*BLOCK, "method"])["value"].max()
+        for name in ("updates", "learning_rate")
+    }
     rows = results[results["metric"].isin(metrics)]
     if rows.empty:
         raise InputError(f"no rows of {', '.join(metrics)}; there are {', '.join(sorted(results['metric'].unique()))}.")
     lines = []
     for (*block, source, method), of_method in rows.groupby([*BLOCK, "source", "method"], sort=True):
-        line = dict(zip(BLOCK, block, strict=True), method=method, source=source, seeds=of_method["seed"].nunique())
-        line["updates"] = updates.get((*block, method), np.nan)
+        line = dict(zip(BLOCK, block, strict=True), method=method, source=source)
+        seedless = source != "measured" or method in WITHOUT_SEEDS
+        line["seeds"] = pd.NA if seedless else of_method["seed"].nunique()
+        line |= {name: values.get((*block, method), np.nan) for name, values in settings.items()}
         for metric in metrics:
             values = of_method.loc[of_method["metric"] == metric, "value"].to_numpy()
             interval = seed_interval(values) if len(values) else None
@@ -61,7 +68,7 @@ def results_table(results: pd.DataFrame, metrics: list[str]) -> pd.DataFrame:
             line["method"],
         )
     )
-    table = pd.DataFrame(lines).astype({"updates": "Int64"})
+    table = pd.DataFrame(lines).astype({"updates": "Int64", "seeds": "Int64"})
     table["method"] = table["method"].map(method_label)
     return table
 
@@ -107,12 +114,14 @@ def _metrics(table: pd.DataFrame) -> list[str]:
 def _ranks(table: pd.DataFrame) -> dict[str, pd.Series]:
     """Rank of every row within its block and source, 1 the best, from rounded values so that what looks equal is.
 
-    A row without a rival has none.
+    A row without a rival has none, nor has one of fewer seeds than others: its mean is of other starting points.
     """
     groups = [table[column] for column in [*BLOCK, "source"] if column in table] or [pd.Series(0, index=table.index)]
+    seeds = table["seeds"].astype("Float64") if "seeds" in table else pd.Series(1.0, index=table.index, dtype="Float64")
+    fewer = (seeds < seeds.groupby(groups, dropna=False).transform("max")).fillna(False).astype(bool)
     ranks = {}
     for metric in _metrics(table):
-        grouped = table[metric].round(4).groupby(groups, dropna=False)
+        grouped = table[metric].round(4).mask(fewer).groupby(groups, dropna=False)
         ranks[metric] = grouped.rank(ascending=False, method="dense").where(grouped.transform("count") > 1)
     return ranks
 
@@ -148,7 +157,7 @@ def _latex(table: pd.DataFrame, notes: str) -> str:
             f"\\textbf{{{cell}}}" if place == 1 else f"\\underline{{{cell}}}" if place == 2 else cell
             for cell, place in cells
         ]
-    numbers = [*ranks, "seeds", "updates"]
+    numbers = [*ranks, "seeds", "updates", "learning_rate"]
     alignment = "".join("r" if column in numbers else "l" for column in table if _title(column) in text)
     lines = [
         *(f"% {line}" for line in notes.splitlines()),

@@ -24,6 +24,7 @@ def token_strip(
     values: Sequence[float] | np.ndarray,
     steps: Sequence[int] | None = None,
     ax: Axes | None = None,
+    limit: float | None = None,
 ) -> Axes:
     """Draw tokens as boxes from left to right, wrapped to the width of the axes.
 
@@ -32,11 +33,12 @@ def token_strip(
         values: credit of every token, shaded on a diverging scale centred at 0.
         steps: step of every token, -1 for none: a bar under the token and the step's number where it begins.
         ax: its size now is the room there is, and the text shrinks to fit; None makes a figure of the right height.
+        limit: credit of the fullest shade, the same for strips that are compared; the largest of `values` where None.
 
     Raises:
-        InputError: lengths that differ, no tokens, a value that is not finite.
+        InputError: lengths that differ, no tokens, a value that is not finite or beyond `limit`.
     """
-    shades = _shades(tokens, values)
+    shades = _shades(tokens, values, limit)
     if steps is not None and len(steps) != len(tokens):
         raise InputError(f"{len(steps)} steps for {len(tokens)} tokens: give one a token.")
     labels = [_visible(token) for token in tokens]
@@ -91,11 +93,14 @@ def token_strip_html(tokens: Sequence[str], values: Sequence[float] | np.ndarray
     return '<div style="font-family:monospace;line-height:1.7">' + "".join(spans) + "</div>"
 
 
-def _shades(tokens: Sequence[str], values: Sequence[float] | np.ndarray) -> list[str]:
+def _shades(tokens: Sequence[str], values: Sequence[float] | np.ndarray, limit: float | None = None) -> list[str]:
     credit = np.asarray(values, dtype=np.float64)
     if not len(tokens) or credit.shape != (len(tokens),) or not np.isfinite(credit).all():
         raise InputError(f"{len(tokens)} tokens and values of shape {credit.shape}: give one finite value a token.")
-    limit = float(np.abs(credit).max()) or 1.0
+    largest = float(np.abs(credit).max())
+    if limit is not None and largest > limit:
+        raise InputError(f"limit is {limit}, and a token has credit {largest:.3g} or its negative.")
+    limit = limit or largest or 1.0
     return [to_hex(COLORMAP(0.5 + 0.38 * share)) for share in credit / limit]  # the ends of the map hide the text
 
 

@@ -109,13 +109,11 @@ OBJECTIVES: dict[str, Objective] = {
         "match", "step", ratio="step", average="step", epsilon=0.06, epsilon_high=0.08, beta=1e-3, source="2510.20150"
     ),
     "sapo": Objective("match", "step", average="step", beta=1e-3, source="2605.17648"),
-    "sapo_gated": Objective(
-        "gated", "step", average="step", beta=1e-3, source="2605.17648, match under a right prefix"
-    ),
+    "sapo_gated": Objective("gated", "step", average="step", beta=1e-3, source="ours, after 2605.17648"),
     # The two remaining cells of the ablation: step reward without step advantage, and the other way round. With the
     # sequence mean, SAPO's credit stands without its weights; the outcome reward with that mean would be GRPO again.
     "grpo_step_reward": Objective("match", "trajectory", beta=1e-3, source="2605.17648, ablation"),
-    "sapo_sequence_mean": Objective("match", "step", beta=1e-3, source="2605.17648, ablation"),
+    "sapo_sequence_mean": Objective("match", "step", beta=1e-3, source="ours, after 2605.17648"),
     "sapo_outcome_reward": Objective("exact", "step", average="step", beta=1e-3, source="2605.17648, ablation"),
 }
 

@@ -30,7 +30,7 @@ from trl.models.utils import disable_gradient_checkpointing
 from sapo.credit.objectives import OBJECTIVES, Objective, policy_loss
 from sapo.credit.rewards import exact_match, step_match
 from sapo.data.catalog import Catalog
-from sapo.data.interactions import Rows
+from sapo.data.interactions import Rows, Split
 from sapo.errors import InputError
 from sapo.policy.layout import ReasoningLayout
 from sapo.policy.policy import Policy
@@ -275,12 +275,23 @@ class SAPOTrainer(GRPOTrainer):
         model: str | Path,
         catalog: Catalog,
         args: SAPOConfig,
-        rows: Rows,
+        rows: Split | Rows,
         reward_funcs: Callable | list[Callable] | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ) -> Self:
-        """Build everything else from a policy folder (stage 2), its catalogue and the training rows."""
+        """Build everything else from a policy folder (stage 2), its catalogue and the rows to train on.
+
+        Args:
+            rows: a split, whose training rows are taken once it is known to be the one that the policy was trained on;
+                or some rows of it, which cannot be checked.
+
+        Raises:
+            InputError: a policy of another split or catalogue, whose training rows may be this one's targets.
+        """
         policy = Policy.load(model, catalog)
+        if isinstance(rows, Split):
+            policy.check_split(rows)
+            rows = rows.train
         args = copy.copy(args)
         for name in ("block_budget", "min_block_tokens"):
             if getattr(args, name) is None:
