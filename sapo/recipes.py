@@ -88,9 +88,9 @@ QUICK_ON_DATA = replace(
 )
 SMALL = Recipe(
     preset="small",
-    stage1=SFTConfig(updates=6000, batch_size=128, learning_rate=2e-3, title_share=0.1),
-    stage2=SFTConfig(updates=4000, batch_size=128, learning_rate=1e-3),
-    stage3=RLConfig(updates=400, prompts=32, learning_rates=(3e-5, 1e-4, 3e-4)),
+    stage1=SFTConfig(updates=4000, batch_size=128, learning_rate=2e-3, title_share=0.1),
+    stage2=SFTConfig(updates=3000, batch_size=128, learning_rate=1e-3),
+    stage3=RLConfig(updates=200, prompts=32, learning_rates=(3e-5, 1e-4, 3e-4)),
     backbone=BackboneConfig(hidden_size=128, num_layers=3, intermediate_size=384, dropout=0.1),
     evaluation=EvaluationConfig(valid_rows=2000),
     vocabulary=500,

@@ -63,6 +63,7 @@ def test_the_table_of_objectives_is_the_code():
         low, high = map(float, cells[5].split(" / "))
         assert (low, high) == (objective.epsilon, objective.epsilon_high)
         assert cells[6] == ("–" if objective.beta == 0 else "1e-3")
+        assert cells[7] == objective.source
 
 
 def test_files_that_it_names_exist():
