@@ -1,4 +1,8 @@
-"""Training dynamics of SAPO and GRPO: reward, lengths, KL to the reference, match rate per level."""
+"""Training dynamics of SAPO and GRPO: reward, lengths, KL to the reference, match rate per level.
+
+Where DAPO was trained too, a second figure draws the three against updates and against completions generated: dynamic
+sampling buys a batch full of signal with completions that are thrown away.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -13,6 +17,7 @@ from sapo.analysis.plots import FULL_WIDTH, figure_style, method_label, plot_cur
 from sapo.errors import InputError
 
 METHODS = ["sapo", "grpo"]
+RESAMPLING = "dapo"
 NAME = "fig_training_dynamics"
 
 
@@ -45,6 +50,31 @@ def draw(rows: pd.DataFrame, window: int) -> Figure:
     return figure
 
 
+def against_completions(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows with `step` counting the completions generated so far, the mean over a method's seeds.
+
+    "rollouts" is logged as the mean over the updates since the step before.
+    """
+    logged = rows[rows["metric"] == "rollouts"].groupby(["method", "step"], as_index=False)["value"].mean()
+    updates = logged.groupby("method")["step"].diff().fillna(logged["step"])
+    logged["completions"] = (logged["value"] * updates).groupby(logged["method"]).cumsum()
+    counted = rows.merge(logged[["method", "step", "completions"]], on=["method", "step"], how="left")
+    return counted.assign(step=counted["completions"])
+
+
+def draw_cost(rows: pd.DataFrame, window: int) -> Figure:
+    """Exact match against updates, and against completions generated."""
+    metric = "rewards/exact/mean"
+    figure, (by_update, by_completion) = plt.subplots(1, 2, figsize=(FULL_WIDTH, 2.4), sharey=True)
+    plot_curve(rows, metric, by_update, window, bounds=(0, 1))
+    by_update.set_ylabel("reward: exact match")
+    plot_curve(against_completions(rows), metric, by_completion, window, bounds=(0, 1))
+    by_completion.set_xlabel("completions generated (mean over seeds)")
+    handles, labels = by_update.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(handles))
+    return figure
+
+
 def learning_rates(rows: pd.DataFrame) -> str:
     """The rates that validation chose; with different ones, KL and speed say little of the objectives."""
     rates = rows[rows["metric"] == "learning_rate"].groupby("method")["value"].max()
@@ -56,14 +86,18 @@ def main(out: Path, results: Path | None = None) -> list[Artefact]:
     """One figure a data set, from dynamics.csv: dataset, split, preset, method, seed, step, metric, value."""
     path = find_input(out, results, "dynamics.csv")
     artefacts = []
-    for suffix, world, rows in read_worlds(path, ("method", "metric"), ("seed", "step", "value")):
-        rows = rows[rows["method"].isin(METHODS)]
+    for suffix, world, everything in read_worlds(path, ("method", "metric"), ("seed", "step", "value")):
+        rows = everything[everything["method"].isin(METHODS)]
         if rows.empty:  # another data set may have them
             continue
         window = max(1, rows["step"].nunique() // 25)
+        with_dapo = everything[everything["method"].isin([*METHODS, RESAMPLING])]
+        cost: tuple[Path, ...] = ()
         try:
             with figure_style():
                 files = save_figure(draw(rows, window), out, NAME + suffix)
+                if RESAMPLING in set(with_dapo["method"]):
+                    cost = save_figure(draw_cost(with_dapo, window), out, f"{NAME}_cost{suffix}")
         except InputError as error:
             raise InputError(f"{path}, {world}: {error}") from None
         smoothed = f" Each seed is smoothed over {window} logged steps." if window > 1 else ""
@@ -73,6 +107,15 @@ def main(out: Path, results: Path | None = None) -> list[Artefact]:
             f"{learning_rates(rows)}"
         )
         artefacts.append(Artefact(NAME + suffix, "Training dynamics", caption, "measured", files, path))
+        if cost:
+            caption = (
+                f"{world}. Exact match of training completions against updates and against the completions generated "
+                f"for them: DAPO draws prompts anew, for at most 4 rounds, until their groups have spread, so its "
+                f"rewards are of chosen prompts. Mean and 95 % t interval over seeds.{smoothed} "
+                f"{learning_rates(with_dapo)}"
+            )
+            title = "Training dynamics by completions generated"
+            artefacts.append(Artefact(f"{NAME}_cost{suffix}", title, caption, "measured", cost, path))
     if not artefacts:
         raise InputError(f"{path}: no rows of {' or '.join(METHODS)}.")
     return artefacts

@@ -6,6 +6,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -20,6 +21,7 @@ from sapo.policy.backbone import BackboneConfig
 from sapo.recipes import EvaluationConfig, Recipe, RLConfig
 from sapo.runs import Job, load_world
 from sapo.training.sft import SFTConfig
+from sapo.training.trainer import SAPOConfig, SAPOTrainer
 
 TINY = Recipe(
     preset="quick",
@@ -107,6 +109,53 @@ def test_curves_and_rollouts_come_out(finished):
     assert set(rollouts["match"]) <= {0, 1}
     assert list((out / "runs").glob("*/seed0/sapo-lr*/completions/*.parquet"))
     assert not list((out / "runs").glob("**/checkpoint-*"))
+
+
+def test_every_decoding_of_a_policy_is_recorded_and_follows_from_its_ranks(finished):
+    """Both collision policies, both scores, both widths; the headline is NDCG of the ranks kept for every user."""
+    job, _, results = finished
+    rows = results[(results["method"] == "sapo") & (results["seed"] == 1)].set_index("metric")["value"]
+    for prefix in ("", "item/", "full/", "beams50/"):
+        for metric in ("recall@1", "recall@5", "recall@10", "ndcg@5", "ndcg@10"):
+            assert 0 <= rows[prefix + metric] <= 1
+    rate = experiments.choose_learning_rate(job, "sapo")
+    users = experiments.stage3_folder(job, 1, "sapo", rate).table("per_user.csv.gz")
+    assert len(users) == 20
+    for prefix in ("", "full/", "beams50/"):
+        rank = users[f"{prefix}rank"]
+        assert rows[f"{prefix}recall@5"] == pytest.approx(((rank > 0) & (rank <= 5)).mean())
+        gain = (1 / np.log2(rank.clip(lower=1) + 1)).where(rank > 0, 0.0)
+        assert rows[f"{prefix}ndcg@10"] == pytest.approx(gain.mean())
+    for level in (1, 2, 3):
+        assert rows[f"match_level_{level}"] == pytest.approx(users[f"match_{level}"].mean())
+    assert rows["valid_share"] == 1
+    assert rows["duplicate_share"] == 0
+    for part in ("seen_rows", "unseen_rows"):  # stage 3 draws its prompts from training rows
+        assert 0 <= rows[f"exact_match/{part}"] <= 1
+
+
+def test_a_card_lies_beside_every_checkpoint(finished):
+    job, _, _ = finished
+    rate = experiments.choose_learning_rate(job, "sapo")
+    for folder in (
+        *(experiments.supervised_folder(job, 0, stage) for stage in experiments.SUPERVISED),
+        experiments.stage3_folder(job, 0, "sapo", rate),
+    ):
+        card = (folder.policy / "README.md").read_text("utf-8")
+        assert card.startswith(f"# {folder.row['method']}, seed 0")
+        for word in ("synthetic", "leave_one_out", "quick", "Validation:", '"seed": 0', "must not be evaluated"):
+            assert word in card, word
+        ndcg = folder.table("metrics.csv").set_index("metric")["value"].get("valid/ndcg@10")
+        assert (f"valid/ndcg@10 {ndcg:.4f}" if ndcg is not None else "not evaluated") in card
+
+
+def test_stage_3_refuses_the_training_rows_of_another_split(finished, tmp_path):
+    job, _, _ = finished
+    other = replace(job, recipe=replace(TINY, synthetic=replace(TINY.synthetic, num_users=70)))
+    args = SAPOConfig(str(tmp_path), num_generations=2, per_device_train_batch_size=4, max_steps=1)
+    stage2 = experiments.supervised_folder(job, 0, "stage2").policy
+    with pytest.raises(InputError, match="Train one for this split"):
+        SAPOTrainer.from_catalog(stage2, job.world.catalog, args, other.world.split)
 
 
 def test_a_second_run_does_nothing(finished, monkeypatch):

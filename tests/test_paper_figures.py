@@ -197,6 +197,37 @@ def test_credit_panels_by_hand():
     }
 
 
+def with_dapo() -> pd.DataFrame:
+    """DAPO generates 32 completions an update up to step 10, 64 an update after it; the others always 32."""
+    table = fake_dynamics()
+    table = pd.concat([table, table[table["method"] == "grpo"].assign(method="dapo")])
+    generated = table[table["metric"] == "kl"].assign(metric="rollouts", value=32.0)
+    generated.loc[(generated["method"] == "dapo") & (generated["step"] > 10), "value"] = 64.0
+    return pd.concat([table, generated])
+
+
+def test_completions_are_counted_over_the_updates_between_two_points():
+    module = import_module("fig_training_dynamics")
+    counted = module.against_completions(with_dapo())
+    steps = {method: sorted(rows["step"].unique()) for method, rows in counted.groupby("method")}
+    assert steps["sapo"] == [32 * step for step in range(5, 81, 5)]
+    assert steps["dapo"][:3] == [160, 320, 320 + 5 * 64]  # a point every 5 updates
+    assert len(steps["dapo"]) == 16
+    assert counted["value"].tolist() == with_dapo()["value"].tolist()
+
+
+def test_dapo_is_also_drawn_against_completions(out):
+    with_dapo().to_csv(out / "dynamics.csv", index=False)
+    plain, cost = import_module("fig_training_dynamics").main(out)
+    assert cost.name == "fig_training_dynamics_cost"
+    assert all(path.is_file() for path in (*plain.files, *cost.files))
+    figure = import_module("fig_training_dynamics").draw_cost(with_dapo(), 1)
+    left, right = (ax.get_lines() for ax in figure.axes)
+    assert [line.get_label() for line in left] == [line.get_label() for line in right]
+    assert len(left) == 3
+    assert max(line.get_xdata().max() for line in right) == 320 + 14 * 5 * 64
+
+
 @pytest.mark.parametrize("levels", [2, 4])
 def test_dynamics_has_a_panel_a_level(levels):
     with figure_style():

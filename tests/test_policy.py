@@ -1,6 +1,7 @@
 """Policies on disk, the splits they refuse, and what `recommend` returns."""
 
 import itertools
+import json
 from dataclasses import replace
 
 import pytest
@@ -74,6 +75,27 @@ def test_a_saved_policy_recommends_the_same(tmp_path):
     assert before.thinking == after.thinking
     assert (loaded.split, loaded.data_hash, loaded.max_history) == (policy.split, policy.data_hash, 3)
     assert [path.name for path in tmp_path.iterdir()] == ["policy"]  # nothing partial is left
+
+
+def test_generation_settings_of_a_checkpoint_change_nothing(tmp_path):
+    policy = make_policy()
+    policy.save(tmp_path / "policy")
+    hostile = {
+        "do_sample": True,
+        "temperature": 50.0,
+        "repetition_penalty": 9.0,
+        "num_beams": 2,
+        "max_new_tokens": 1,
+        "suppress_tokens": policy.layout.sid_ids.tolist(),
+        "forced_eos_token_id": policy.tokenizer.eos_token_id,
+    }
+    (tmp_path / "policy" / "generation_config.json").write_text(json.dumps(hostile))
+    loaded = Policy.load(tmp_path / "policy", CATALOG)
+    assert loaded.model.generation_config.repetition_penalty == 9.0  # it was read
+    before, after = recommend(policy, [[0, 1], [3]], 5, 5), recommend(loaded, [[0, 1], [3]], 5, 5)
+    assert before.thinking == after.thinking
+    assert torch.equal(before.sids, after.sids)
+    assert torch.equal(before.scores, after.scores)
 
 
 def test_loading_refuses_what_does_not_fit(tmp_path):

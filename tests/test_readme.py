@@ -9,6 +9,7 @@ import pytest
 from sapo.analysis.results import read_results
 from sapo.analysis.statistics import seed_interval
 from sapo.credit.objectives import OBJECTIVES
+from sapo.recipes import QUICK
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
@@ -20,11 +21,20 @@ ROWS = {
 }
 
 
+def quick_synthetic(name: str) -> pd.DataFrame:
+    table = pd.read_csv(ROOT / "paper_figures" / "data" / name)
+    return table[(table["dataset"] == "synthetic") & (table["preset"] == "quick")]
+
+
 @pytest.fixture(scope="module")
-def record():
+def rows():
     rows = read_results(ROOT / "paper_figures" / "data" / "results.csv")
-    rows = rows[(rows["dataset"] == "synthetic") & (rows["preset"] == "quick") & (rows["metric"] == "ndcg@10")]
-    return rows.set_index(["method", "seed"])["value"]
+    return rows[(rows["dataset"] == "synthetic") & (rows["preset"] == "quick")]
+
+
+@pytest.fixture(scope="module")
+def record(rows):
+    return rows[rows["metric"] == "ndcg@10"].set_index(["method", "seed"])["value"]
 
 
 @pytest.mark.parametrize("label", ROWS)
@@ -40,16 +50,46 @@ def test_optimum_and_difference_are_those_of_the_record(record):
     assert f"paired by seed: {gain.value:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]" in README
 
 
+def test_counting_baselines_are_those_of_the_record(record):
+    for label, method in (("co-occurrence", "cooccurrence"), ("popularity", "popularity")):
+        assert f"| {label} | {record[method].iloc[0]:.3f} | |" in README
+
+
+def test_the_record_is_of_the_recipe_as_it_stands(rows):
+    updates = rows[rows["metric"] == "updates"].groupby("method")["value"].unique()
+    expected = dict.fromkeys((*QUICK.objectives, *QUICK.ablations), QUICK.stage3.updates)
+    expected |= dict.fromkeys(("stage2", "stage2_no_thinking"), QUICK.stage2.updates)
+    assert {method: values.tolist() for method, values in updates.items()} == {
+        method: [number] for method, number in expected.items()
+    }
+    rates = rows[rows["metric"] == "learning_rate"]
+    assert set(rates["value"]) <= set(QUICK.stage3.learning_rates)
+    assert set(rates.loc[rates["method"].isin(QUICK.objectives), "value"]) == {3e-4}
+    assert "(3e-4 for both)" in README
+
+
+def test_sharpening_is_that_of_the_record(rows):
+    curves = quick_synthetic("dynamics.csv")
+    curves = curves[curves["metric"] == "rewards/exact/mean"]
+    exact = curves.pivot_table(index="method", columns="step", values="value").iloc[:, [0, -1]].round(2)
+    (before, sapo), (also_before, grpo) = exact.loc["sapo"], exact.loc["grpo"]
+    assert before == also_before
+    assert f"rose from {before:.2f} to {sapo:.2f} (SAPO) and {grpo:.2f} (GRPO)" in " ".join(README.split())
+    greedy = rows[rows["metric"] == "recall@1"].groupby("method")["value"].mean().round(2)
+    assert greedy["sapo"] == greedy["grpo"]
+    assert f"({greedy['stage2']:.2f} in stage 2, {greedy['sapo']:.2f} after either)" in README
+
+
 def test_shares_of_silent_groups_are_those_of_the_record():
-    rows = pd.read_csv(ROOT / "paper_figures" / "data" / "rollouts.csv")
-    match = rows.pivot(index=["seed", "prompt", "rollout"], columns="level", values="match")
+    match = quick_synthetic("rollouts.csv")
+    match = match.pivot(index=["seed", "prompt", "rollout"], columns="level", values="match")
     match["exact"] = match.min(axis=1)
     groups = match.groupby(["seed", "prompt"])
     silent = (groups.max() == groups.min()).mean()
     assert groups.size().unique().tolist() == [8]
     shares = f"{silent['exact']:.0%} of the stage-2 groups of 8 completions, a single step gave none in "
     shares += f"{silent[[1, 2, 3]].min():.0%} to {silent[[1, 2, 3]].max():.0%}"
-    assert re.sub(r"(\d)%", r"\1 %", shares).replace(" % to", " to") in README.replace("\n", " ")
+    assert re.sub(r"(\d)%", r"\1 %", shares).replace(" % to", " to") in " ".join(README.split())
 
 
 def test_the_table_of_objectives_is_the_code():

@@ -1,5 +1,7 @@
 """Grouped rollouts: what the decoder may emit, and that its log-probabilities are those that training sees."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from worlds import CLOSE, EOS, OPEN, PAD, layout_for, random_prompts, random_sids, tiny_model
@@ -56,6 +58,26 @@ def test_completions_have_the_layout_and_name_items(budget):
     reading = layout.read(out.completion_ids)
     inside = out.completion_ids[reading.in_block & ~reading.is_open & ~reading.is_close & out.completion_mask]
     assert not torch.isin(inside, torch.cat([layout.sid_ids, torch.tensor([PAD, EOS, OPEN, CLOSE])])).any()
+
+
+def test_blocks_may_mention_items_where_the_layout_lets_them():
+    _sids, layout, trie, model, vocab = make_world()
+    layout = replace(layout, sid_in_blocks=True)
+    prompt, mask, out = sample(model, layout, trie, vocab, group=40)
+    reading = layout.read(out.completion_ids)
+    mentioned = reading.in_block & out.completion_mask & torch.isin(out.completion_ids, layout.sid_ids)
+    assert mentioned.any()
+    parsed = layout.parse(out.completion_ids.masked_fill(~out.completion_mask, PAD))
+    assert parsed.well_formed.all()  # a mention is text of its block, no step of the answer
+    assert torch.equal(parsed.sids, out.sids)
+    assert (layout.token_steps(out.completion_ids)[mentioned] == reading.block[mentioned]).all()
+    # and its log-probability is that of a set that holds the SID tokens too
+    logits = forward_logits(model, prompt, mask, out, 40)
+    row, column = (index[0].item() for index in mentioned.nonzero(as_tuple=True))
+    options = torch.ones(vocab, dtype=torch.bool)
+    options[[PAD, EOS, OPEN]] = False
+    logps = logits[row, column].masked_fill(~options, float("-inf")).log_softmax(0)
+    assert out.logps[row, column].item() == pytest.approx(logps[out.completion_ids[row, column]].item(), abs=1e-5)
 
 
 def test_forced_positions_are_exactly_those_with_one_choice():

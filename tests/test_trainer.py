@@ -325,7 +325,7 @@ def test_dynamic_sampling_fills_the_batch_with_groups_that_have_spread(folder, t
     for spread, log in zip(spreads, trainer.state.log_history, strict=False):
         assert log["dynamic_sampling/share_with_spread"] == pytest.approx(spread)
         assert 1 <= log["dynamic_sampling/rounds"] <= 4
-        assert 16 <= log["dynamic_sampling/rollouts"] <= 64
+        assert 16 <= log["rollouts"] <= 64
 
 
 def test_refusals(folder, tmp_path, tokenizer):

@@ -111,6 +111,11 @@ def method_label(method: str) -> str:
     return f"{METHOD_LABELS[base]}, {variant}"
 
 
+def metric_label(metric: str) -> str:
+    """The name a metric has on axes and in tables."""
+    return metric.replace("recall@", "Recall@").replace("ndcg@", "NDCG@")
+
+
 def credit_color(credit: str) -> tuple[float, float, float]:
     """GRPO's orange for trajectory credit; for "step k" a shade of SAPO's blue, darker for later steps."""
     if credit == "trajectory":
@@ -346,7 +351,7 @@ def plot_results(data: pd.DataFrame, metric: str, ax: Axes | None = None) -> Axe
         ax.plot([], [], "D", markersize=4, color=METHOD_COLORS["published"], markerfacecolor="white", label="published")
     ax.set_yticks(range(len(labels)), labels)
     ax.set_ylim(-0.6, len(labels) - 0.4)
-    ax.set_xlabel(metric)
+    ax.set_xlabel(metric_label(metric))
     if (rows["source"] != "measured").any():
         ax.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
     return ax

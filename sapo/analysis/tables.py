@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from pandas.io.formats.style import Styler
 
-from sapo.analysis.plots import METHOD_COLORS, WITHOUT_SEEDS, method_label
+from sapo.analysis.plots import METHOD_COLORS, WITHOUT_SEEDS, method_label, metric_label
 from sapo.analysis.results import validate_results
 from sapo.analysis.statistics import seed_interval
 from sapo.errors import InputError
@@ -127,7 +127,7 @@ def _ranks(table: pd.DataFrame) -> dict[str, pd.Series]:
 
 
 def _title(column: str) -> str:
-    return column.replace("recall@", "Recall@").replace("ndcg@", "NDCG@").replace("_", " ").replace("/", " ")
+    return metric_label(column).replace("_", " ").replace("/", " ")
 
 
 def _text(table: pd.DataFrame) -> pd.DataFrame:

@@ -340,8 +340,9 @@ class SAPOTrainer(GRPOTrainer):
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         mode = "train" if self.model.training else "eval"
+        generated = len(inputs)
         if mode == "train" and "dynamic_sampling" in self.objective.extras:
-            inputs = self._sample_until_spread(inputs)
+            inputs, generated = self._sample_until_spread(inputs)
         output = super()._generate_and_score_completions(inputs)
         ids = output["completion_ids"]
         group_size = self.num_generations if mode == "train" else self.num_generations_eval
@@ -366,6 +367,8 @@ class SAPOTrainer(GRPOTrainer):
         match = self.accelerator.gather(step_match(predicted, target))
         lengths = torch.stack([(steps == k).sum(1) for k in range(self.layout.num_steps)], 1).float()
         self._log_credit(mode, rewards, advantages, match, self.accelerator.gather(lengths), group_size)
+        on_all = self.accelerator.gather(torch.tensor([generated], device=ids.device)).sum()
+        self._metrics[mode]["rollouts"].append(on_all.item())
         return output
 
     def _calculate_rewards(self, *args: Any) -> Float[Tensor, "B F"]:
@@ -408,10 +411,11 @@ class SAPOTrainer(GRPOTrainer):
         for k in range(steps if advantages.dim() == 2 else 0):
             self._logs["extra"][f"advantage_step_{k + 1}"].extend(by_step[:, k].tolist())
 
-    def _sample_until_spread(self, inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def _sample_until_spread(self, inputs: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], int]:
         """DAPO's dynamic sampling: replace prompts whose group has no spread, for at most 4 rounds.
 
         The rollouts of the groups that are kept go to `_own_rollouts`; groups without spread fill up what is missing.
+        Returns the rows of the kept groups, one a completion, and how many completions were generated in all.
         """
         size = self.num_generations
         wanted = len(inputs) // size
@@ -442,10 +446,10 @@ class SAPOTrainer(GRPOTrainer):
         log = self._metrics["train"]
         log["dynamic_sampling/share_with_spread"].append(min(1.0, len(kept) / wanted))
         log["dynamic_sampling/rounds"].append(rounds)
-        log["dynamic_sampling/rollouts"].append((len(kept) + len(spare)) * size)
         chosen_groups = (kept + spare)[:wanted]
         self._prepared = _join([group for _, group in chosen_groups], self._tokenizer.pad_token_id)
-        return [dict(row) for row, _ in chosen_groups for _ in range(size)]
+        rows = [dict(row) for row, _ in chosen_groups for _ in range(size)]
+        return rows, (len(kept) + len(spare)) * size
 
     def _check_start(self, batch: dict[str, Any]) -> None:
         """Before the first update policy and reference must be the same model."""
