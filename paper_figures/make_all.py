@@ -64,7 +64,7 @@ def index_page(out: Path, made: list[tuple[str, Artefact]]) -> str:
     if runs.empty:
         parts.append("<p>None.</p>")
     else:
-        seconds = runs["seconds"].dropna().sum()
+        seconds = runs["seconds"].dropna().astype(float).sum()  # text, where it comes from the record
         parts.append(f"<p>{len(runs)} runs, {seconds / 60:.1f} minutes of training and evaluation.</p>")
         text = runs.where(runs.notna(), "–").astype(str)
         parts.append(f'<div class="scroll">{text.to_html(index=False, border=0)}</div>')
