@@ -15,6 +15,9 @@ if TYPE_CHECKING:  # the same names once more, for editors and type checkers
     from sapo.credit.advantages import suffix_sum as suffix_sum
     from sapo.credit.advantages import to_tokens as to_tokens
     from sapo.credit.advantages import trajectory_advantages as trajectory_advantages
+    from sapo.credit.exact import SidWorld as SidWorld
+    from sapo.credit.exact import expected_update as expected_update
+    from sapo.credit.exact import true_gradient as true_gradient
     from sapo.credit.objectives import OBJECTIVES as OBJECTIVES
     from sapo.credit.objectives import Objective as Objective
     from sapo.credit.objectives import policy_loss as policy_loss
@@ -53,6 +56,9 @@ _HOME = {
     "Objective": "sapo.credit.objectives",
     "OBJECTIVES": "sapo.credit.objectives",
     "policy_loss": "sapo.credit.objectives",
+    "SidWorld": "sapo.credit.exact",
+    "expected_update": "sapo.credit.exact",
+    "true_gradient": "sapo.credit.exact",
     "ReasoningLayout": "sapo.policy.layout",
     "grouped_rollouts": "sapo.policy.rollout",
     "constrained_beam_search": "sapo.policy.beam_search",

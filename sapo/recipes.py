@@ -76,8 +76,8 @@ QUICK = Recipe(
     evaluation=EvaluationConfig(test_rows=1000),
     max_history=5,  # the synthetic users depend on their last item alone
 )
-# Real catalogues have ten times the items and rarer hits: longer stages 1 and 2, larger groups, all test rows. Ablations
-# are left to those who ask for them, on the command line: one seed of a cell says little and costs as much as a seed.
+# Real catalogues have ten times the items and rarer hits: longer stages 1 and 2, larger groups, all test rows. The
+# ablations are left to those who ask for them: one seed of a cell says little, and costs as much as one of SAPO.
 QUICK_ON_DATA = replace(
     QUICK,
     stage1=SFTConfig(updates=1200, batch_size=128, learning_rate=3e-3, title_share=0.1),

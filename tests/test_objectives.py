@@ -38,7 +38,28 @@ MEANING = {  # reward, credit, scale, ratio, average, epsilon, epsilon_high
     "grpo_step_reward": ("match", "trajectory", "group", "token", "sequence", 0.2, 0.2),
     "sapo_outcome_reward": ("exact", "step", "group", "token", "step", 0.2, 0.2),
     "sapo_sequence_mean": ("match", "step", "group", "token", "sequence", 0.2, 0.2),
+    "sapo_suffix": ("gated", "step", "group", "token", "step", 0.2, 0.2),
+    "process_grpo": ("match", "step", "group", "token", "sequence", 0.2, 0.2),
+    "rloo": ("exact", "trajectory", "none", "sequence_sum", "sequence", 0.2, 0.2),
+    "reinforce_plus_plus": ("exact", "trajectory", "batch", "token", "sequence", 0.2, 0.2),
+    "gdpo": ("match", "trajectory", "batch", "token", "sequence", 0.2, 0.2),
+    "vppo": ("first_error", "step", "none", "token", "step", 0.2, 0.2),
+    "sign": ("sign", "trajectory", "none", "token", "sequence", 0.2, 0.2),
 }
+BASELINES = {"rloo": "leave_one_out", "reinforce_plus_plus": "batch", "gdpo": "batch", "sign": "none"}
+WITHOUT_KL = ("dr_grpo", "dapo", "gspo", "rloo", "reinforce_plus_plus", "gdpo", "vppo", "sign")
+EXTRAS = {
+    "dapo": ("dynamic_sampling",),
+    "grpo_graded": ("valid_bonus",),
+    "gdpo": ("per_level",),
+    "process_grpo": ("across_steps", "suffix_advantages"),
+    "vppo": ("across_steps",),
+    "sapo_suffix": ("suffix_rewards",),
+}
+
+
+def test_every_key_is_listed_here():
+    assert MEANING.keys() == OBJECTIVES.keys() == REWARDS.keys()
 
 
 @pytest.mark.parametrize("key", MEANING)
@@ -46,10 +67,9 @@ def test_every_key_means_what_its_paper_says(key):
     point = OBJECTIVES[key]
     fields = (point.reward, point.credit, point.scale, point.ratio, point.average, point.epsilon, point.epsilon_high)
     assert fields == MEANING[key]
-    assert point.baseline == "group"
-    assert (point.beta == 0) == (key in ("dr_grpo", "dapo", "gspo"))  # these three papers have no KL
-    assert ("dynamic_sampling" in point.extras) == (key == "dapo")
-    assert ("valid_bonus" in point.extras) == (key == "grpo_graded")
+    assert point.baseline == BASELINES.get(key, "group")
+    assert (point.beta == 0) == (key in WITHOUT_KL)
+    assert point.extras == EXTRAS.get(key, ())
     with pytest.raises(FrozenInstanceError):
         point.beta = 1.0
 
@@ -68,10 +88,13 @@ OUTCOME = [1.0, 0.0, 0.0, 0.0, 0.0, 0.0]
 MATCH = [[1.0, 1.0, 1.0], [1.0, 1.0, 0.0], [1.0, 0.0, 1.0], [0.0, 1.0, 1.0], [0.0] * 3, [0.0] * 3]
 GATED = [[1.0, 1.0, 1.0], [1.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0] * 3, [0.0] * 3, [0.0] * 3]
 REWARDS = {
-    **dict.fromkeys(["grpo", "dr_grpo", "dapo", "gspo"], OUTCOME),
+    **dict.fromkeys(["grpo", "dr_grpo", "dapo", "gspo", "rloo", "reinforce_plus_plus"], OUTCOME),
+    "sign": [2 * reward - 1 for reward in OUTCOME],
     "grpo_graded": [1.1, 0.6, 0.25, 0.1, 0.0, 0.0],  # 2^-(3 - m) for m > 0 leading codes, and 0.1 where valid
-    **dict.fromkeys(["rank_grpo", "sapo", "sapo_sequence_mean"], MATCH),
+    **dict.fromkeys(["rank_grpo", "sapo", "sapo_sequence_mean", "process_grpo", "gdpo"], MATCH),
     "sapo_gated": GATED,
+    "sapo_suffix": [[3.0, 2.0, 1.0], [2.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0] * 3, [0.0] * 3, [0.0] * 3],
+    "vppo": [[1.0] * 3, [0.5, 0.5, 0.0], [0.5, 0.0, 0.0], [0.0] * 3, [0.0] * 3, [0.0] * 3],
     "grpo_step_reward": [3.0, 2.0, 2.0, 2.0, 0.0, 0.0],  # the sum over the steps
     "sapo_outcome_reward": [[reward] * 3 for reward in OUTCOME],
 }
@@ -90,8 +113,9 @@ def test_malformed_completions_get_nothing(key):
     sids = random_sids(20, (3, 4, 5), seed=0)
     malformed = torch.full((20, 3), -1)
     rewards = OBJECTIVES[key].rewards(malformed, sids, trie_for(sids, (3, 4, 5)).contains(malformed))
-    assert (rewards == 0).all()
-    assert (OBJECTIVES[key].advantages(rewards, 4) == 0).all()
+    nothing = -1 if key == "sign" else 0  # which has no baseline to compare with, and punishes every failure
+    assert (rewards == nothing).all()
+    assert (OBJECTIVES[key].advantages(rewards, 4) == nothing).all()
 
 
 def test_gates_pay_only_under_a_right_prefix():
@@ -103,6 +127,65 @@ def test_gates_pay_only_under_a_right_prefix():
         point = OBJECTIVES[key]
         advantages = point.advantages(point.rewards(predicted, target, in_catalogue), 2)
         torch.testing.assert_close(advantages, torch.tensor([[0.0, -0.5 / root, last[0]], [0.0, 0.5 / root, last[1]]]))
+
+
+def advantages_of(key, rewards, group_size):
+    return OBJECTIVES[key].advantages(double(rewards), group_size)
+
+
+def test_rloo_by_hand():
+    """The mean of the other three is 0 for the hit and 1/3 for a miss."""
+    close(advantages_of("rloo", [1.0, 0, 0, 0], 4), double([1.0, -1 / 3, -1 / 3, -1 / 3]))
+    # Dr. GRPO's times G / (G - 1)
+    close(advantages_of("rloo", [1.0, 0, 1, 0], 4), 4 / 3 * advantages_of("dr_grpo", [1.0, 0, 1, 0], 4))
+
+
+def test_process_grpo_by_hand():
+    """Step rewards (1, 0) and (0, 0): mean 1/4 and sample std 1/2 of all four; (1.5, -.5), (-.5, -.5) are then summed
+    from each step on."""
+    one = 0.75 / (0.5 + 1e-4)
+    none = -0.25 / (0.5 + 1e-4)
+    close(
+        advantages_of("process_grpo", [[1.0, 0], [0, 0]], 2), double([[one + none, none], [2 * none, none]])
+    )  # (1, -.5), (-1, -.5)
+
+
+def test_gdpo_by_hand():
+    """Levels (1, 1, 0, 0) and (1, 0, 0, 0), group of 4: what summing first would give is another number."""
+    rewards = [[1.0, 1], [1, 0], [0, 0], [0, 0]]
+    first, second = 0.5 / (math.sqrt(1 / 3) + 1e-4), 0.75 / (0.5 + 1e-4)  # sample stds .5774 and .5
+    sums = double([first + second, first - second / 3, -first - second / 3, -first - second / 3])
+    close(advantages_of("gdpo", rewards, 4), sums / (sums.std() + 1e-4))
+    torch.testing.assert_close(
+        advantages_of("gdpo", rewards, 4), double([1.3320, 0.2061, -0.7691, -0.7691]), atol=2e-4, rtol=0
+    )
+    summed_first = advantages_of("grpo_step_reward", [2.0, 1, 0, 0], 4)
+    torch.testing.assert_close(summed_first, double([1.3054, 0.2611, -0.7833, -0.7833]), atol=2e-4, rtol=0)
+    # its last step is over the batch: a second group with more spread shrinks the first
+    wide = advantages_of("gdpo", [*rewards, [1.0, 0], [1, 0], [1, 0], [0, 1]], 4)[:4]
+    assert not torch.allclose(wide, advantages_of("gdpo", rewards, 4))
+
+
+def test_vppo_by_hand():
+    """K = 5, one right, one right for 2 steps: response means 1 and 2/5 x 1/2 = .2, group mean .6, no std."""
+    rewards = OBJECTIVES["vppo"].rewards(
+        torch.tensor([[0] * 5, [0, 0, 1, 0, 0]]), torch.zeros(2, 5, dtype=torch.long), torch.ones(2, dtype=torch.bool)
+    )
+    close(
+        OBJECTIVES["vppo"].advantages(rewards.double(), 2), double([[0.4] * 5, [-0.1, -0.1, -0.6, -0.6, -0.6]])
+    )  # the good prefix of a wrong answer is punished too, for the group does better
+
+
+def test_reinforce_plus_plus_normalises_over_the_batch():
+    """Rewards (1, 0 | 1, 1): mean 3/4, sample std 1/2; an unrelated prompt changes the first group's advantages."""
+    close(advantages_of("reinforce_plus_plus", [1.0, 0, 1, 1], 2), double([0.25, -0.75, 0.25, 0.25]) / (0.5 + 1e-4))
+
+
+def test_suffix_credit_by_hand():
+    """Leading matches 2 and 0 of 3: sums from step k on (2, 1, 0) and (0, 0, 0), each step normalised over the two."""
+    root = math.sqrt(0.5)
+    expected = [1 / (2 * root + 1e-4), 0.5 / (root + 1e-4), 0.0]
+    close(advantages_of("sapo_suffix", [[2.0, 1, 0], [0, 0, 0]], 2), double([expected, [-value for value in expected]]))
 
 
 def random_codes(rows: int, steps: int, seed: int, size: int = 3) -> tuple[Tensor, Tensor, Tensor]:
@@ -119,7 +202,8 @@ def test_shapes_from_rewards_to_tokens(key):
     point = OBJECTIVES[key]
     rewards = point.rewards(*random_codes(16, 3, seed=1))
     advantages = point.advantages(rewards, 4)
-    assert rewards.shape == advantages.shape == ((16, 3) if point.credit == "step" else (16,))
+    assert advantages.shape == ((16, 3) if point.credit == "step" else (16,))
+    assert rewards.shape == ((16, 3) if point.credit == "step" or key == "gdpo" else (16,))
     steps = torch.tensor([[0, 0, -1, 1, 2, -1]]).repeat(16, 1)
     tokens = point.to_tokens(advantages, steps)
     for i in range(16):

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sapo.credit.rewards import exact_match, graded_match, step_match
+from sapo.credit.rewards import exact_match, first_error, graded_match, step_match
 
 TARGET = [4, 0, 7]
 CASES = [  # predicted, exact, match, gated, graded
@@ -46,3 +46,5 @@ def test_against_loops(data):
         assert gated[i].tolist() == [1.0] * leading + [0.0] * (steps - leading)
         assert graded[i] == (0.0 if leading == 0 else 1 / 2 ** (steps - leading))
         assert exact[i] == float(leading == steps)
+        value = first_error(predicted, target)[i].tolist()
+        assert value == ([1.0] * steps if leading == steps else [0.5] * leading + [0.0] * (steps - leading))

@@ -16,19 +16,23 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sapo.credit.advantages import step_advantages, to_tokens, trajectory_advantages
-from sapo.credit.rewards import exact_match, graded_match, step_match
+from sapo.credit.advantages import step_advantages, suffix_sum, to_tokens, trajectory_advantages
+from sapo.credit.rewards import exact_match, first_error, graded_match, step_match
 from sapo.errors import InputError
 
 VALID_SID_BONUS = 0.1  # SIDReasoner's reward for a SID of the catalogue
 CHOICES = {
-    "reward": ("exact", "graded", "match", "gated"),
+    "reward": ("exact", "sign", "graded", "match", "gated", "first_error"),
     "credit": ("trajectory", "step"),
     "baseline": ("group", "leave_one_out", "batch", "none"),
     "scale": ("group", "batch", "none"),
-    "ratio": ("token", "step", "sequence"),
+    "ratio": ("token", "step", "sequence", "sequence_sum"),
     "average": ("sequence", "token", "constant", "step"),
 }
+EXTRAS = (
+    *("valid_bonus", "dynamic_sampling"),
+    *("suffix_rewards", "suffix_advantages", "across_steps", "per_level"),
+)
 
 
 @dataclass(frozen=True)
@@ -36,17 +40,22 @@ class Objective:
     """A point in the space. `OBJECTIVES` names the points that papers made known.
 
     Args:
-        reward: "exact" and "graded" are one number a completion; "match" and "gated" one a step.
+        reward: "exact", "sign" (exact match as 1 and -1) and "graded" are one number a completion; "match", "gated" and
+            "first_error" one a step.
         credit: "trajectory" spreads one advantage over all tokens, "step" gives each step its own. A step reward under
             trajectory credit is summed over the steps; an outcome reward under step credit is repeated at every step.
         baseline, scale: see `step_advantages`.
-        ratio: unit of the importance ratio: "token", or the geometric mean over a "step" or the "sequence".
+        ratio: unit of the importance ratio: "token", the geometric mean over a "step" or the "sequence", or the whole
+            sequence's own ("sequence_sum": log-ratios are summed, not averaged).
         average: "sequence" (mean over a completion's tokens, then over completions), "token" (over all tokens),
             "constant" (sum over tokens / maximal length, then over completions), "step" (mean over a step's tokens,
             divided by K, then over completions).
         epsilon, epsilon_high: the ratio is clipped to [1 - epsilon, 1 + epsilon_high].
         beta: weight of the KL to the reference policy.
-        extras: "valid_bonus" adds 0.1 for a SID of the catalogue; "dynamic_sampling" resamples groups without spread.
+        extras: "valid_bonus" adds 0.1 for a SID of the catalogue; "dynamic_sampling" resamples groups without spread;
+            "suffix_rewards" and "suffix_advantages" give step k the sum over steps k..K, before or after normalising;
+            "across_steps" normalises over all G x K values at once; "per_level" normalises every level over the group
+            and sums them before anything else.
         source: where the objective was published.
     """
 
@@ -66,17 +75,25 @@ class Objective:
         for name, words in CHOICES.items():
             if getattr(self, name) not in words:
                 raise InputError(f"{name} is {getattr(self, name)!r}; an objective knows {', '.join(words)}.")
-        if unknown := set(self.extras) - {"valid_bonus", "dynamic_sampling"}:
-            raise InputError(f"extras holds {sorted(unknown)}; known are 'valid_bonus' and 'dynamic_sampling'.")
+        if unknown := set(self.extras) - set(EXTRAS):
+            raise InputError(f"extras holds {sorted(unknown)}; known are {', '.join(EXTRAS)}.")
 
     def rewards(
         self, predicted: Int[Tensor, "B K"], target: Int[Tensor, "B K"], in_catalogue: Bool[Tensor, "B"]
     ) -> Float[Tensor, "B K"] | Float[Tensor, "B"]:
-        """The reward as this objective hands it to its credit unit: (B, K) for step credit, (B,) for trajectory."""
-        if self.reward in ("match", "gated"):
-            reward = step_match(predicted, target, gated=self.reward == "gated")
-            return reward if self.credit == "step" else reward.sum(dim=1)
-        reward = exact_match(predicted, target) if self.reward == "exact" else graded_match(predicted, target)
+        """The reward as this objective normalises it: (B, K) for step credit and "per_level", else (B,)."""
+        if self.reward in ("match", "gated", "first_error"):
+            reward = (
+                first_error(predicted, target)
+                if self.reward == "first_error"
+                else step_match(predicted, target, gated=self.reward == "gated")
+            )
+            if "suffix_rewards" in self.extras:
+                reward = suffix_sum(reward)
+            return reward if self.credit == "step" or "per_level" in self.extras else reward.sum(dim=1)
+        reward = graded_match(predicted, target) if self.reward == "graded" else exact_match(predicted, target)
+        if self.reward == "sign":
+            reward = 2 * reward - 1
         if "valid_bonus" in self.extras:
             reward = reward + VALID_SID_BONUS * in_catalogue.float()
         return reward[:, None].expand(predicted.shape) if self.credit == "step" else reward
@@ -84,9 +101,19 @@ class Objective:
     def advantages(
         self, rewards: Float[Tensor, "B K"] | Float[Tensor, "B"], group_size: int
     ) -> Float[Tensor, "B K"] | Float[Tensor, "B"]:
-        """One advantage for each credit unit, in the shape of the rewards."""
-        normalise = step_advantages if self.credit == "step" else trajectory_advantages
-        return normalise(rewards, group_size, self.scale, self.baseline)
+        """One advantage for each credit unit: (B, K) for step credit, (B,) for trajectory."""
+        if self.credit == "trajectory":
+            if "per_level" in self.extras:
+                rewards = step_advantages(rewards, group_size).sum(dim=1)
+            return trajectory_advantages(rewards, group_size, self.scale, self.baseline)
+        across = "across_steps" in self.extras
+        advantages = step_advantages(rewards, group_size, self.scale, self.baseline, across)
+        return suffix_sum(advantages) if "suffix_advantages" in self.extras else advantages
+
+    @property
+    def separates_columns(self) -> bool:
+        """Whether each column of the rewards is normalised without looking at the others."""
+        return not {"across_steps", "suffix_advantages", "per_level"} & set(self.extras)
 
     def to_tokens(
         self, advantages: Float[Tensor, "B K"] | Float[Tensor, "B"], token_steps: Int[Tensor, "B T"]
@@ -105,11 +132,28 @@ OBJECTIVES: dict[str, Objective] = {
         "exact", "trajectory", average="token", epsilon_high=0.28, extras=("dynamic_sampling",), source="2503.14476"
     ),
     "gspo": Objective("exact", "trajectory", ratio="sequence", epsilon=3e-4, epsilon_high=4e-4, source="2507.18071"),
+    "rloo": Objective(
+        "exact", "trajectory", baseline="leave_one_out", scale="none", ratio="sequence_sum", source="2402.14740"
+    ),
+    "reinforce_plus_plus": Objective("exact", "trajectory", baseline="batch", scale="batch", source="2501.03262"),
+    "gdpo": Objective(
+        "match", "trajectory", baseline="batch", scale="batch", extras=("per_level",), source="2601.05242"
+    ),
+    "process_grpo": Objective(
+        "match", "step", beta=1e-3, extras=("across_steps", "suffix_advantages"), source="2402.03300"
+    ),
+    "sign": Objective("sign", "trajectory", baseline="none", scale="none", source="2601.18984, compared there"),
+    "vppo": Objective(
+        "first_error", "step", scale="none", average="step", extras=("across_steps",), source="2601.18984"
+    ),
     "rank_grpo": Objective(
         "match", "step", ratio="step", average="step", epsilon=0.06, epsilon_high=0.08, beta=1e-3, source="2510.20150"
     ),
     "sapo": Objective("match", "step", average="step", beta=1e-3, source="2605.17648"),
     "sapo_gated": Objective("gated", "step", average="step", beta=1e-3, source="ours, after 2605.17648"),
+    "sapo_suffix": Objective(
+        "gated", "step", average="step", beta=1e-3, extras=("suffix_rewards",), source="ours, after 2605.17648"
+    ),
     # The two remaining cells of the ablation: step reward without step advantage, and the other way round. With the
     # sequence mean, SAPO's credit stands without its weights; the outcome reward with that mean would be GRPO again.
     "grpo_step_reward": Objective("match", "trajectory", beta=1e-3, source="2605.17648, ablation"),
@@ -223,12 +267,14 @@ def _pool_log_ratio(
     token_steps: Int[Tensor, "B T"],
     num_steps: int,
 ) -> Float[Tensor, "B T"]:
-    """Replace every token's log-ratio by the mean over its unit, which makes the ratio a geometric mean."""
+    """Replace every token's log-ratio by that of its unit; a mean over it makes the ratio a geometric mean."""
     if unit == "token":
         return log_ratio
-    if unit == "sequence":
-        mean = log_ratio.sum(1, keepdim=True) / trained.sum(1, keepdim=True).clamp(min=1)
-        return mean.expand(log_ratio.shape)
+    if unit in ("sequence", "sequence_sum"):
+        total = log_ratio.sum(1, keepdim=True)
+        if unit == "sequence":
+            total = total / trained.sum(1, keepdim=True).clamp(min=1)
+        return total.expand(log_ratio.shape)
     sums = _sum_over_steps(log_ratio, token_steps, num_steps)
     counts = _sum_over_steps(trained.float(), token_steps, num_steps)
     return to_tokens(sums / counts.clamp(min=1), token_steps)

@@ -37,3 +37,13 @@ def graded_match(predicted: Int[Tensor, "B K"], target: Int[Tensor, "B K"]) -> F
     """2^-(K-m) for m > 0 leading codes right, else 0; with K = 3: 1/4, 1/2, 1 (SIDReasoner, arXiv 2603.23183)."""
     leading = step_match(predicted, target, gated=True).sum(dim=1)
     return torch.where(leading > 0, 2.0 ** (leading - target.shape[1]), 0.0)
+
+
+def first_error(predicted: Int[Tensor, "B K"], target: Int[Tensor, "B K"]) -> Float[Tensor, "B K"]:
+    """1 at every step of a right SID; of a wrong one 1/2 at the steps before its first error, 0 from it on.
+
+    The value that VPPO (arXiv 2601.18984, alpha = 1/2) gives to the good prefix of a wrong answer. The verifier that
+    it learns is exact here: the first wrong code is the first error.
+    """
+    prefix = step_match(predicted, target, gated=True)
+    return torch.where(prefix[:, -1:] > 0, 1.0, 0.5 * prefix)

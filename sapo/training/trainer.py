@@ -52,7 +52,7 @@ UNUSED = (
     *("use_transformers_continuous_batching", "delta", "off_policy_mask_threshold", "multi_objective_aggregation"),
 )
 _LOSS_TYPES = {"sequence": "grpo", "token": "dapo", "constant": "dr_grpo", "step": "grpo"}
-_RATIO_LEVELS = {"token": "token", "sequence": "sequence", "step": "token"}
+_RATIO_LEVELS = {"token": "token", "sequence": "sequence", "sequence_sum": "sequence", "step": "token"}
 
 
 @dataclass

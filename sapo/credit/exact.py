@@ -1,0 +1,470 @@
+"""A world small enough to enumerate: exact gradients of every objective, in float64, without a sample.
+
+A trajectory y is K thinking blocks of one word each, then K SID tokens. The G completions of a group are independent,
+so the expected update of an objective is a finite sum,
+
+    E[g] = sum_y pi(y) sum_t w_t(y) E[A_t | y] grad log pi(y_t),
+
+and E[A_t | y] is one too: given its own reward, an advantage depends on the rewards of the other G-1 completions only
+through how many of them have which value, and those counts are multinomial. The advantages themselves come from
+`Objective.advantages` and the token weights from `token_weights`, the functions that training calls.
+
+Y trajectories, K steps, T = 2K tokens (blocks first), P parameters, M targets.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import combinations_with_replacement, product
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from sapo.credit.objectives import OBJECTIVES, Objective, policy_loss
+from sapo.credit.rewards import exact_match, step_match
+from sapo.errors import InputError
+
+MOST_TRAJECTORIES = 100_000
+MOST_GROUPS = 4_000_000  # rows of groups that are normalised in one go
+
+
+@dataclass(eq=False)
+class SidWorld:
+    """One prompt and a softmax policy that thinks in K one-word blocks, then names a SID.
+
+    The logits of SID token k are a bias, plus what its own block says, plus `coupling` times what every other block
+    that stands before it says, plus what the previous code says; those of a block are a bias plus what the previous
+    decision says. All of these are parameters, drawn from a normal distribution of standard deviation `sharpness`.
+
+    Args:
+        level_sizes: codes of each level; their number is K.
+        num_words: words a block chooses from.
+        targets: (M, K) codes of the items that may come next; a group draws one of them.
+        target_probs: their probabilities, uniform where None.
+        catalogue: (N, K) codes of the items; tokens are constrained to them. None for no constraint.
+        coupling: weight of block j in the logits of token k, j != k, against 1 for j = k.
+        sharpness: how far the policy is from uniform.
+        skill: added to the logit of every code of the first target. `with_exact_match` finds the one that is wanted.
+        layout: "blocks_first" as in the paper, or "interleaved": block k right before token k, which then sees no later
+            block, while a block sees the code before it.
+        seed: of the parameters.
+
+    Raises:
+        InputError: codes that do not fit `level_sizes`, a target outside the catalogue, probabilities that are not
+            any, a world of more than 100,000 trajectories.
+    """
+
+    level_sizes: Sequence[int] = (3, 3)
+    num_words: int = 2
+    targets: Sequence[Sequence[int]] = ((0, 0),)
+    target_probs: Sequence[float] | None = None
+    catalogue: Sequence[Sequence[int]] | None = None
+    coupling: float = 0.0
+    sharpness: float = 1.0
+    skill: float = 0.0
+    layout: str = "blocks_first"
+    seed: int = 0
+    theta: Float[Tensor, "P"] = field(init=False, repr=False)
+    """The parameters, one flat vector; `log_probs` reads any vector of this shape."""
+
+    def __post_init__(self) -> None:
+        if self.layout not in ("blocks_first", "interleaved"):
+            raise InputError(f"layout is {self.layout!r}: use 'blocks_first' or 'interleaved'.")
+        steps = self.num_steps
+        self.target_sids = torch.tensor(self.targets)
+        items = torch.tensor(list(product(*map(range, self.level_sizes))) if self.catalogue is None else self.catalogue)
+        for name, sids in (("targets", self.target_sids), ("catalogue", items)):
+            if sids.dim() != 2 or sids.shape[1] != steps:
+                raise InputError(f"{name} has shape {tuple(sids.shape)}; level_sizes says K = {steps} codes a SID.")
+            if (sids < 0).any() or (sids >= torch.tensor(self.level_sizes)).any():
+                raise InputError(f"{name} holds a code outside level_sizes {tuple(self.level_sizes)}.")
+        items = items.unique(dim=0)
+        if not (items == self.target_sids[:, None]).all(2).any(1).all():
+            raise InputError("targets holds a SID that is not in the catalogue, so that no completion can be right.")
+        probs = [1 / len(self.targets)] * len(self.targets) if self.target_probs is None else self.target_probs
+        self.goal_probs = torch.tensor(probs, dtype=torch.float64)
+        if len(probs) != len(self.targets) or min(probs) < 0 or abs(sum(probs) - 1) > 1e-9:
+            raise InputError(f"target_probs {list(probs)} must be one probability a target, together 1.")
+        count = self.num_words**steps * len(items)
+        if count > MOST_TRAJECTORIES:
+            raise InputError(f"the world has {count:,} trajectories; at most {MOST_TRAJECTORIES:,} are enumerated.")
+        words = torch.tensor(list(product(range(self.num_words), repeat=steps)))
+        self.words = words.repeat_interleave(len(items), 0)
+        self.sids = items.repeat(len(words), 1)
+        self._allowed = [_children(items, k, size).repeat(len(words), 1) for k, size in enumerate(self.level_sizes)]
+        self.theta = self._draw()
+
+    @property
+    def num_steps(self) -> int:
+        return len(self.level_sizes)
+
+    @cached_property
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name -> shape of each table in `theta`: what is chosen is the last axis."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        for k, size in enumerate(self.level_sizes):
+            shapes[f"block{k}"] = (self.num_words,)
+            shapes[f"token{k}"] = (size,)
+            if k:
+                before = self.num_words if self.layout == "blocks_first" else self.level_sizes[k - 1]
+                shapes[f"block{k}|previous"] = (before, self.num_words)
+                shapes[f"token{k}|previous"] = (self.level_sizes[k - 1], size)
+            for j in range(self.num_steps):
+                if j == k or (self.coupling and (self.layout == "blocks_first" or j < k)):
+                    shapes[f"token{k}|block{j}"] = (self.num_words, size)
+        return shapes
+
+    def _draw(self) -> Float[Tensor, "P"]:
+        generator = torch.Generator().manual_seed(self.seed)
+        parts = []
+        for name, shape in self._shapes.items():
+            values = self.sharpness * torch.randn(shape, generator=generator, dtype=torch.float64)
+            if "|" not in name and name.startswith("token"):
+                values[self.target_sids[0, int(name[5:])]] += self.skill
+            parts.append(values.flatten())
+        return torch.cat(parts)
+
+    def log_probs(self, theta: Float[Tensor, "P"]) -> Float[Tensor, "Y T"]:
+        """Log-probability of every token of every trajectory under `theta`: K blocks, then K SID tokens."""
+        sizes = [math.prod(shape) for shape in self._shapes.values()]
+        parts = theta.split(sizes)
+        tables = {name: part.view(shape) for (name, shape), part in zip(self._shapes.items(), parts, strict=True)}
+        columns = []
+        for k in range(self.num_steps):
+            logits = tables[f"block{k}"].expand(len(self.words), -1)
+            if k:
+                previous = self.words if self.layout == "blocks_first" else self.sids
+                logits = logits + tables[f"block{k}|previous"][previous[:, k - 1]]
+            columns.append(logits.log_softmax(1).gather(1, self.words[:, k, None]))
+        for k in range(self.num_steps):
+            logits = tables[f"token{k}"].expand(len(self.sids), -1)
+            if k:
+                logits = logits + tables[f"token{k}|previous"][self.sids[:, k - 1]]
+            for j in range(self.num_steps):
+                if (table := tables.get(f"token{k}|block{j}")) is not None:
+                    logits = logits + (1.0 if j == k else self.coupling) * table[self.words[:, j]]
+            logits = logits.masked_fill(~self._allowed[k], -math.inf)
+            columns.append(logits.log_softmax(1).gather(1, self.sids[:, k, None]))
+        return torch.cat(columns, 1)
+
+    @cached_property
+    def trained(self) -> Bool[Tensor, "Y T"]:
+        """Tokens that were a choice: a SID token that is an only child is not."""
+        blocks = torch.full(self.words.shape, self.num_words > 1)
+        return torch.cat([blocks, torch.stack([allowed.sum(1) > 1 for allowed in self._allowed], 1)], 1)
+
+    @cached_property
+    def token_steps(self) -> Int[Tensor, "Y T"]:
+        return torch.arange(self.num_steps).repeat(2).expand(len(self.sids), -1)
+
+    @cached_property
+    def probs(self) -> Float[Tensor, "Y"]:
+        """pi(y) at the world's own parameters."""
+        return self.log_probs(self.theta).sum(1).exp()
+
+    @cached_property
+    def scores(self) -> Float[Tensor, "Y T P"]:
+        """grad log pi(y_t) at the world's own parameters."""
+        return torch.func.jacfwd(self.log_probs)(self.theta)
+
+    def pull_back(self, credit: Float[Tensor, "Y T"]) -> Float[Tensor, "P"]:
+        """sum_y sum_t credit_t(y) grad log pi(y_t), at the world's own parameters."""
+        theta = self.theta.clone().requires_grad_()
+        return torch.autograd.grad(self.log_probs(theta), theta, torch.where(self.trained, credit, 0.0))[0]
+
+    def goals(self, goal: str) -> Float[Tensor, "Y"]:
+        """What a trajectory is worth, in expectation over targets: "exact" match, or the number of codes that "match",
+        of all or, "gated", of those under a right prefix.
+
+        Raises:
+            InputError: another goal.
+        """
+        total = torch.zeros(len(self.sids), dtype=torch.float64)
+        for target, prob in zip(self.target_sids, self.goal_probs, strict=True):
+            wanted = target.expand(self.sids.shape)
+            if goal == "exact":
+                worth = exact_match(self.sids, wanted)
+            elif goal in ("match", "gated"):
+                worth = step_match(self.sids, wanted, gated=goal == "gated").sum(1)
+            else:
+                raise InputError(f"goal is {goal!r}: use 'exact', 'match' or 'gated'.")
+            total += prob * worth
+        return total
+
+    def value(self, goal: str, theta: Float[Tensor, "P"] | None = None) -> Float[Tensor, ""]:
+        """J(theta), the expected worth of a completion."""
+        probs = self.probs if theta is None else self.log_probs(theta).sum(1).exp()
+        return probs @ self.goals(goal)
+
+    def with_exact_match(self, probability: float) -> "SidWorld":
+        """The same world with the `skill` at which an exact match has this probability.
+
+        Raises:
+            InputError: no skill between -30 and 30 reaches it.
+        """
+        low, high = -30.0, 30.0
+        for _ in range(100):
+            middle = (low + high) / 2
+            world = replace(self, skill=middle)
+            low, high = (middle, high) if world.value("exact") < probability else (low, middle)
+        if not math.isclose(float(world.value("exact")), probability, rel_tol=1e-6):
+            raise InputError(
+                f"no skill makes an exact match as likely as {probability}: it reaches {world.value('exact'):.3g}."
+            )
+        return world
+
+
+def true_gradient(world: SidWorld, goal: str = "exact") -> Float[Tensor, "P"]:
+    """grad J = sum_y pi(y) R(y) grad log pi(y); R is the match: "exact", the number of matched codes ("match"), or of
+    those under a right prefix ("gated")."""
+    return world.pull_back((world.probs * world.goals(goal))[:, None].expand(world.token_steps.shape))
+
+
+def expected_update(
+    objective: Objective | str, world: SidWorld, group_size: int, given_signal: bool = False
+) -> Float[Tensor, "P"]:
+    """E[g]: the expected gradient-ascent step of an objective at ratio 1 (one update a batch, no KL), over groups of G.
+
+    Where advantages are normalised over the batch, the batch is this one group; `sampled_updates` takes larger ones.
+
+    Args:
+        given_signal: condition on groups whose advantages are not all 0, as DAPO's dynamic sampling does.
+
+    Raises:
+        InputError: an unknown name; a group size below 2; the "token" average where trajectories differ in how many
+            tokens are trained.
+    """
+    update = torch.zeros_like(world.theta)
+    for prob, case in _cases(objective, world, group_size):
+        credit = case.expected_credit()
+        if case.objective.credit == "trajectory":
+            credit = credit[:, 0]
+        by_token = _weights(case.objective, world) * case.objective.to_tokens(credit, world.token_steps)
+        update += prob * world.pull_back(world.probs[:, None] * by_token)
+    return update / (1 - silent_share(objective, world, group_size)) if given_signal else update
+
+
+def second_moment(objective: Objective | str, world: SidWorld, group_size: int) -> Float[Tensor, ""]:
+    """E ||g||^2 of the update of one group. Less ||E[g]||^2 it is the variance.
+
+    Raises:
+        InputError: as `expected_update`.
+    """
+    scores = _unit_scores(_named(objective), world)
+    return torch.stack([prob * case.second_moment(scores) for prob, case in _cases(objective, world, group_size)]).sum()
+
+
+def silent_share(objective: Objective | str, world: SidWorld, group_size: int) -> float:
+    """Probability that a group gives no credit at all: every advantage of every completion is 0.
+
+    Raises:
+        InputError: as `expected_update`.
+    """
+    return float(sum(prob * case.silent_share() for prob, case in _cases(objective, world, group_size)))
+
+
+def sampled_updates(
+    objective: Objective | str,
+    world: SidWorld,
+    group_size: int,
+    num_groups: int,
+    generator: torch.Generator,
+    groups_a_batch: int = 1,
+) -> Float[Tensor, "N P"]:
+    """Updates of sampled groups, normalised in batches of `groups_a_batch`: a check, and all there is for some."""
+    chosen = _named(objective)
+    draws = torch.multinomial(world.probs, num_groups * group_size, replacement=True, generator=generator)
+    target = torch.multinomial(world.goal_probs, num_groups, replacement=True, generator=generator)
+    rewards = _rewards(chosen, world.sids[draws], world.target_sids[target].repeat_interleave(group_size, 0))
+    size = groups_a_batch * group_size
+    advantages = torch.cat([chosen.advantages(batch, group_size).view(len(batch), -1) for batch in rewards.split(size)])
+    credit = torch.einsum("yu,yup->yp", advantages, _unit_scores(chosen, world)[draws])
+    return credit.view(num_groups, group_size, -1).mean(1)
+
+
+def efficiency(update: Float[Tensor, "P"], moment: Float[Tensor, ""], gradient: Float[Tensor, "P"]) -> float:
+    """(E[g] . grad J)^2 / (E ||g||^2 ||grad J||^2), between 0 and 1.
+
+    A noisy step of the best length improves J in proportion to it: with curvature L the expected gain of a step of
+    length eta is eta E[g] . grad J - eta^2 L E ||g||^2 / 2.
+    """
+    return float((update @ gradient) ** 2 / (moment * (gradient @ gradient)).clamp(min=1e-300))
+
+
+def improvement(world: SidWorld, direction: Float[Tensor, "P"], goal: str = "exact", kl: float = 1e-3) -> float:
+    """J after one step along `direction` less J before, the step so long that KL(before || after) is `kl`.
+
+    Raises:
+        InputError: a direction of length 0, or one that cannot move the policy that far.
+    """
+    if not direction.norm() > 0:
+        raise InputError("direction is 0: no step along it has any length.")
+    unit, before = direction / direction.norm(), world.log_probs(world.theta).sum(1)
+
+    def moved(length: float) -> float:
+        return float(before.exp() @ (before - world.log_probs(world.theta + length * unit).sum(1)))
+
+    low, high = 0.0, 1.0
+    while moved(high) < kl:
+        low, high = high, 2 * high
+        if high > 1e6:
+            raise InputError(f"no step along direction changes the policy by a KL of {kl}.")
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if moved(middle) < kl else (low, middle)
+    return float(world.value(goal, world.theta + high * unit) - world.value(goal))
+
+
+@dataclass(frozen=True, eq=False)
+class _Case:
+    """An objective in a world with one target: what it pays every trajectory, in C columns, which a group of G turns
+    into U advantages each."""
+
+    objective: Objective
+    probs: Float[Tensor, "Y"]
+    rewards: Float[Tensor, "Y C"]
+    group_size: int
+
+    def expected_credit(self) -> Float[Tensor, "Y U"]:
+        """E[A_u | y]."""
+        parts = []
+        for columns in self._columns():
+            own, kind, others, shares = self._kinds(columns)
+            advantages, weights = self._advantages(own[:, None], others, shares)
+            parts.append(torch.einsum("m,amu->au", weights, advantages[:, :, 0])[kind])
+        return torch.cat(parts, 1)
+
+    def second_moment(self, unit_scores: Float[Tensor, "Y U P"]) -> Float[Tensor, ""]:
+        """E ||g||^2 = E ||h_1||^2 / G + (G - 1) / G E[h_1 . h_2], with h_i what completion i contributes."""
+        size, units = self.group_size, unit_scores.shape[1]
+        total = torch.zeros((), dtype=torch.float64)
+        separate = self.objective.separates_columns
+        pairs = [[k, other] for k in range(units) for other in range(k, units)] if separate else [list(range(units))]
+        for pair in pairs:
+            columns = sorted(set(pair)) if separate else list(range(self.rewards.shape[1]))
+            own, kind, others, shares = self._kinds(columns)
+            scores = unit_scores[:, sorted(set(pair))]
+            alone, weights = self._advantages(own[:, None], others, shares)
+            same = torch.einsum("m,amu,amv->auv", weights, alone[:, :, 0], alone[:, :, 0])
+            two = torch.stack(torch.meshgrid(*[torch.arange(len(own))] * 2, indexing="ij"), -1).flatten(0, 1)
+            both, weights = self._advantages(own[two], others, shares)
+            cross = torch.einsum("m,amu,amv->auv", weights, both[:, :, 0], both[:, :, 1]).unflatten(0, [len(own)] * 2)
+            sums = torch.zeros(len(own), *scores.shape[1:], dtype=torch.float64)
+            sums.index_add_(0, kind, self.probs[:, None, None] * scores)
+            if separate and pair[0] != pair[1]:  # only the products of the two units; each alone is a pair of its own
+                same[:, 0, 0] = same[:, 1, 1] = cross[..., 0, 0] = cross[..., 1, 1] = 0
+            total += torch.einsum("y,yuv,yup,yvp->", self.probs, same[kind], scores, scores) / size
+            total += torch.einsum("abuv,aup,bvp->", cross, sums, sums) * (size - 1) / size
+        return total
+
+    def silent_share(self) -> Float[Tensor, ""]:
+        """Probability that all advantages are 0."""
+        own, _, _, shares = self._kinds(list(range(self.rewards.shape[1])), as_sets=False)
+        if self.objective.separates_columns and self.objective.baseline in ("group", "leave_one_out"):
+            return shares.pow(self.group_size).sum()  # no spread in any column: all rows are one and the same
+        advantages, weights = self._advantages(own[:1, None][:, :0], own, shares)
+        return weights[(advantages[0] == 0).flatten(1).all(1)].sum()
+
+    def _columns(self) -> list[list[int]]:
+        """Columns of the rewards that are normalised together."""
+        columns = list(range(self.rewards.shape[1]))
+        return [[column] for column in columns] if self.objective.separates_columns else [columns]
+
+    def _kinds(self, columns: list[int], as_sets: bool = True) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Distinct rows of rewards, which of them each trajectory has, and the rows of others with their shares."""
+        own, kind = self.rewards[:, columns].unique(dim=0, return_inverse=True)
+        if "across_steps" not in self.objective.extras or not as_sets:
+            return own, kind, own, _shares(kind, self.probs)
+        # Statistics over all steps at once see the row of another completion as a set of values.
+        others, which = own.sort(1).values.unique(dim=0, return_inverse=True)
+        return own, kind, others, _shares(which[kind], self.probs)
+
+    def _advantages(
+        self, fixed: Float[Tensor, "A F C"], others: Float[Tensor, "D C"], shares: Float[Tensor, "D"]
+    ) -> tuple[Float[Tensor, "A M G U"], Float[Tensor, "M"]]:
+        """Advantages of a group of F given members, which come first, and every multiset of others; its probability."""
+        members = self.group_size - fixed.shape[1]
+        picks = torch.tensor(list(combinations_with_replacement(range(len(others)), members)), dtype=torch.long)
+        counts = torch.nn.functional.one_hot(picks, len(others)).sum(1).double()
+        log_weights = math.lgamma(members + 1) - torch.lgamma(counts + 1).sum(1) + torch.xlogy(counts, shares).sum(1)
+        rest = others[picks]
+        step = max(1, MOST_GROUPS // max(1, rest.numel()))
+        parts = []
+        for some in fixed.split(step):
+            shape = (len(some), len(rest), -1, -1)
+            groups = torch.cat([some[:, None].expand(shape), rest.expand(shape)], 2)
+            rows = groups.flatten(0, 2)
+            flat = rows[:, 0] if self.rewards.shape[1] == 1 and self.objective.credit == "trajectory" else rows
+            values = self.objective.advantages(flat, self.group_size)
+            parts.append(values.view(*groups.shape[:3], -1))
+        return torch.cat(parts), log_weights.exp()
+
+
+def _cases(objective: Objective | str, world: SidWorld, group_size: int) -> list[tuple[Float[Tensor, ""], _Case]]:
+    """The objective for every target, with the probability of that target."""
+    chosen = _named(objective)
+    if chosen.baseline == "batch":  # a batch of one group
+        chosen = replace(chosen, baseline="group")
+    if chosen.scale == "batch":
+        chosen = replace(chosen, scale="group")
+    if group_size < 2:
+        raise InputError(f"group_size is {group_size}: a group-relative advantage needs at least 2 completions.")
+    cases = []
+    for target, prob in zip(world.target_sids, world.goal_probs, strict=True):
+        rewards = _rewards(chosen, world.sids, target.expand(world.sids.shape))
+        columns = rewards if rewards.dim() == 2 else rewards[:, None]
+        cases.append((prob, _Case(chosen, world.probs, columns, group_size)))
+    return cases
+
+
+def _named(objective: Objective | str) -> Objective:
+    if isinstance(objective, Objective):
+        return objective
+    if objective not in OBJECTIVES:
+        raise InputError(f"objective is {objective!r}; known are {', '.join(OBJECTIVES)}.")
+    return OBJECTIVES[objective]
+
+
+def _rewards(objective: Objective, sids: Tensor, target: Tensor) -> Tensor:
+    """Every SID that the policy can name is one of the catalogue; without a catalogue, all are."""
+    return objective.rewards(sids, target, torch.ones(len(sids), dtype=torch.bool)).double()
+
+
+def _weights(objective: Objective, world: SidWorld) -> Float[Tensor, "Y T"]:
+    """What an advantage of 1 gives each token: minus the gradient of `policy_loss`, less its mean over completions."""
+    lengths = world.trained.sum(1)
+    if objective.average == "token" and (lengths != lengths[0]).any():
+        raise InputError(
+            "the 'token' average divides by the tokens of the whole batch, and these trajectories differ in how many "
+            "are trained: choose a catalogue without only children, or none."
+        )
+    logps = world.log_probs(world.theta).requires_grad_()
+    ones, old = torch.ones_like(logps), logps.detach()
+    steps, length = world.num_steps, 2 * world.num_steps
+    loss = policy_loss(
+        objective, logps, old, ones, world.token_steps, world.trained, num_steps=steps, beta=0.0, max_length=length
+    ).loss
+    return -len(logps) * torch.autograd.grad(loss, logps)[0]
+
+
+def _unit_scores(objective: Objective, world: SidWorld) -> Float[Tensor, "Y U P"]:
+    """The gradient that the advantage of a credit unit multiplies."""
+    scores = _weights(objective, world)[..., None] * world.scores
+    if objective.credit == "trajectory":
+        return scores.sum(1, keepdim=True)
+    return torch.stack([scores[:, world.token_steps[0] == k].sum(1) for k in range(world.num_steps)], 1)
+
+
+def _children(items: Int[Tensor, "N K"], level: int, size: int) -> Bool[Tensor, "N S"]:
+    """Which codes of a level may follow the prefix of each item."""
+    same_everywhere = torch.zeros(len(items), 1, dtype=torch.long)  # so that a prefix of length 0 has a column too
+    _, prefix = torch.cat([same_everywhere, items[:, :level]], 1).unique(dim=0, return_inverse=True)
+    allowed = torch.zeros(len(items), size, dtype=torch.bool)
+    allowed[prefix, items[:, level]] = True
+    return allowed[prefix]
+
+
+def _shares(kind: Int[Tensor, "Y"], probs: Float[Tensor, "Y"]) -> Float[Tensor, "D"]:
+    return torch.zeros(int(kind.max()) + 1, dtype=probs.dtype).index_add_(0, kind, probs)
