@@ -62,6 +62,28 @@ def find_input(out: Path, given: Path | None, name: str) -> Path:
     return RECORD / name
 
 
+def find_recorded(out: Path, given: Path | None, name: str) -> Path:
+    """The file that `--results` names, else OUT's, else the committed one, for tables that no run under OUT makes."""
+    for path in (given, out / name, RECORD / name):
+        if path is not None and (path.is_file() or path is given):
+            return path
+    raise InputError(f"no {name} in {out} or {RECORD}.")
+
+
+def find_exact(out: Path, given: Path | None) -> tuple[Path, pd.DataFrame]:
+    """The laboratory's table, which `sapo lab` writes, and where it was found.
+
+    Raises:
+        InputError: no such file, a missing column, a value that is no number.
+    """
+    path = find_recorded(out, given, "exact.csv")
+    numbers = ["exact_match", "coupling", "group_size", "seed", "efficiency", "cosine", "silent", "improvement"]
+    rows = to_numbers(read_csv(path, ("objective", "layout", *numbers)), numbers, str(path))
+    if rows.empty:
+        raise InputError(f"{path}: no rows.")
+    return path, rows.astype({"group_size": int, "seed": int})
+
+
 def read_worlds(
     path: Path, texts: tuple[str, ...], numbers: tuple[str, ...]
 ) -> Iterator[tuple[str, str, pd.DataFrame]]:

@@ -39,7 +39,7 @@ def make_artefacts(out: Path) -> list[tuple[str, Artefact]]:
 def index_page(out: Path, made: list[tuple[str, Artefact]]) -> str:
     """The page: contents, every artefact, and the runs behind the measured numbers."""
     read = {artefact.read for _, artefact in made if artefact.read is not None}
-    recorded = any(path.parent == RECORD for path in read)
+    recorded = RECORD / "results.csv" in read
     runs = read_recorded_runs(RECORD) if recorded else read_runs(out)
     parts = [
         "<!doctype html>",

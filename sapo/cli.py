@@ -137,6 +137,44 @@ class Publish:
 
 
 @dataclass(frozen=True)
+class Claims:
+    """Test the claims of the paper and its critics: each a number with an interval and a computed verdict."""
+
+    only: int | None = None
+    """Print the rows of this claim and write nothing; all, into claims.csv, where left out."""
+    record: Path = Path("paper_figures/data")
+    """Folder of the recorded rollouts.csv and dynamics.csv, and of claims.csv."""
+
+    def __call__(self) -> None:
+        from sapo.claims import ledger
+        from sapo.runs import write_table
+
+        rows = ledger(self.record, self.only)
+        for claim, of_claim in rows.groupby("claim", sort=False):
+            print(claim)
+            for row in of_claim.itertuples():
+                print(f"    {row.experiment}\n        {row.value:.4g} [{row.low:.4g}, {row.high:.4g}]: {row.verdict}")
+        if self.only is None:
+            write_table(rows, self.record / "claims.csv")
+            print(self.record / "claims.csv")
+
+
+@dataclass(frozen=True)
+class Lab:
+    """Sweep the laboratory: exact efficiency, bias and silence of objectives, from dense to sparse. Some minutes."""
+
+    to: Path = Path("paper_figures/data")
+    """Folder of exact.csv."""
+
+    def __call__(self) -> None:
+        from sapo.analysis.laboratory import Sweep, sweep
+        from sapo.runs import write_table
+
+        write_table(sweep(Sweep()), self.to / "exact.csv")
+        print(self.to / "exact.csv")
+
+
+@dataclass(frozen=True)
 class Data:
     """Check a data folder and print what is in it."""
 
@@ -160,6 +198,8 @@ Command = (
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Figures, tyro.conf.subcommand("figures")]
     | Annotated[Publish, tyro.conf.subcommand("publish")]
+    | Annotated[Claims, tyro.conf.subcommand("claims")]
+    | Annotated[Lab, tyro.conf.subcommand("lab")]
     | Annotated[Data, tyro.conf.subcommand("data")]
 )
 

@@ -15,7 +15,8 @@ from sapo.errors import InputError
 
 close = partial(torch.testing.assert_close, atol=1e-9, rtol=1e-9)
 double = partial(torch.tensor, dtype=torch.float64)
-RATIOS, AVERAGES = ("token", "step", "sequence"), ("sequence", "token", "constant", "step")
+RATIOS = ("token", "step", "sequence", "sequence_sum")
+AVERAGES = ("sequence", "token", "constant", "step")
 WIDE = 20.0  # a clip range that nothing leaves
 
 
@@ -544,9 +545,11 @@ def slow_loss(
                 "token": [t],
                 "step": [u for u in trained if batch["token_steps"][i][u] == batch["token_steps"][i][t]],
                 "sequence": trained,
+                "sequence_sum": trained,
             }
             moved = [batch["logps"][i][u] - batch["old_logps"][i][u] for u in units[point.ratio]]
-            w, a = math.exp(math.fsum(moved) / len(moved)), batch["advantages"][i][t]
+            shared = 1 if point.ratio == "sequence_sum" else len(moved)
+            w, a = math.exp(math.fsum(moved) / shared), batch["advantages"][i][t]
             clipped = min(max(w, 1 - point.epsilon), 1 + point.epsilon_high)
             r = math.exp(batch["ref_logps"][i][t] - batch["logps"][i][t])
             terms[i, t] = -min(w * a, clipped * a) + beta * (r - math.log(r) - 1)
@@ -604,6 +607,18 @@ def test_gradient_weight_of_a_token_on_policy():
                 trained = batch["mask"][i, t] and step >= 0
                 weight = float(values[i, step]) / length / 3 / 4 if trained else 0.0
                 assert gradient[i, t].item() == pytest.approx(-weight, abs=1e-12)
+
+
+def test_rloo_is_reinforce_with_whole_sequences():
+    """On policy, a token's gradient is A / B whatever the length: the loss is A x the sequence's own ratio. GRPO's
+    divides by the length."""
+    batch = random_batch(3)
+    batch["old_logps"] = batch["logps"]
+    batch["advantages"] = torch.randn(4, 1, generator=torch.Generator().manual_seed(0)).double().expand(4, 7)
+    _, gradient, _ = evaluate(OBJECTIVES["rloo"], batch)
+    close(gradient, -batch["advantages"] * batch["mask"] / 4)
+    _, averaged, _ = evaluate(OBJECTIVES["grpo"], batch, beta=0.0)
+    close(averaged * batch["mask"].sum(1, keepdim=True), gradient)
 
 
 # Points where two objectives are one

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from matplotlib import pyplot as plt
 
-from sapo.analysis.plots import figure_style
+from sapo.analysis.plots import METHOD_COLORS, figure_style, plot_against_sparsity, plot_winners
 from sapo.analysis.results import read_results, write_results
 from sapo.errors import InputError
 
@@ -340,3 +340,82 @@ def test_published_numbers():
             ndcg = value[f"ndcg@{k2}"] - value.get(f"ndcg@{k1}", 0)
             fits &= gain / math.log2(k2 + 1) - rounding <= ndcg <= gain / math.log2(k1 + 2) + rounding
         assert rows["run"].str.contains("cannot both be right").all() == (not fits), (dataset, method)
+
+
+# ------------------------------------------------------------------------------------------------- the laboratory
+
+
+def fake_exact() -> pd.DataFrame:
+    """SAPO is twice as efficient as GRPO where an exact match is rare, half as efficient where it is not."""
+    index = itertools.product(("grpo", "sapo"), (0.2, 1e-3), (0.0, 1.0), (4, 16), range(3))
+    table = pd.DataFrame(index, columns=["objective", "exact_match", "coupling", "group_size", "seed"])
+    factor = np.where(table["objective"] == "grpo", 1.0, np.where(table["exact_match"] < 0.1, 2.0, 0.5))
+    world = 0.1 * (1 + table["seed"]) * table["exact_match"]
+    return table.assign(layout="blocks_first", efficiency=factor * world, cosine=0.9, silent=0.3, improvement=0.8)
+
+
+def test_gain_is_over_grpo_in_the_same_world():
+    rows = import_module("fig_exact_efficiency").with_gain(fake_exact())
+    gains = rows.groupby(["objective", "exact_match"])["gain"].agg(["min", "max"])
+    assert gains.loc[("grpo", 0.2)].tolist() == pytest.approx([1, 1])
+    assert gains.loc[("sapo", 1e-3)].tolist() == pytest.approx([2, 2])
+    assert gains.loc[("sapo", 0.2)].tolist() == pytest.approx([0.5, 0.5])
+    with pytest.raises(InputError, match="no row of grpo"):
+        import_module("fig_exact_efficiency").with_gain(fake_exact().query("objective == 'sapo'"))
+
+
+def test_phase_diagram_names_the_winner_of_each_cell():
+    rows = import_module("fig_exact_efficiency").with_gain(fake_exact())
+    ax = plot_winners(rows[rows["group_size"] == 4])
+    cells = {(patch.get_x(), patch.get_y()): mpl.colors.to_hex(patch.get_facecolor()) for patch in ax.patches}
+    assert len(cells) == 4
+    for coupling in (0, 1):  # columns go from dense to sparse
+        assert cells[(0, coupling)] == METHOD_COLORS["grpo"]
+        assert cells[(1, coupling)] == METHOD_COLORS["sapo"]
+    assert [text.get_text() for text in ax.texts] == ["1×", "2×"] * 2
+
+
+def test_curves_against_sparsity_are_means_over_worlds():
+    rows = import_module("fig_exact_efficiency").with_gain(fake_exact())
+    cell = rows[(rows["group_size"] == 16) & (rows["coupling"] == 1)]
+    ax = plot_against_sparsity(cell, "gain", log=True)
+    curves = {line.get_label(): line for line in ax.get_lines()}
+    assert curves["SAPO (step-aligned)"].get_xdata().tolist() == [1e-3, 0.2]
+    assert curves["SAPO (step-aligned)"].get_ydata() == pytest.approx([2, 0.5])
+    left, right = ax.get_xlim()
+    assert left > right  # rarer to the right
+    with pytest.raises(InputError, match="two rows for one"):
+        plot_against_sparsity(rows, "gain")
+
+
+def test_the_laboratory_is_drawn_from_the_record_or_the_users_own(out):
+    artefacts = import_module("artefacts")
+    for script in ("fig_exact_efficiency", "fig_exact_phase"):
+        assert import_module(script).main(out)[0].read == artefacts.RECORD / "exact.csv"
+    fake_exact().to_csv(out / "exact.csv", index=False)
+    assert import_module("fig_exact_phase").main(out)[0].read == out / "exact.csv"
+    with pytest.raises(InputError, match=r"no nothing\.csv"):
+        artefacts.find_recorded(out, None, "nothing.csv")
+    fake_exact().drop(columns="silent").to_csv(out / "exact.csv", index=False)
+    with pytest.raises(InputError, match="no column 'silent'"):
+        import_module("fig_exact_phase").main(out)
+
+
+def test_table_of_claims(out):
+    rows = pd.DataFrame(
+        {
+            "claim": ["a", "b"],
+            "said_by": "x",
+            "experiment": "y",
+            "value": [0.0, 1.23456],
+            "low": [0.0, 1.0],
+            "high": [0.0, 1.5],
+            "verdict": ["holds", "fails"],
+            "command": "sapo claims --only 1",
+        }
+    )
+    rows.to_csv(out / "claims.csv", index=False)
+    (artefact,) = import_module("table_claims").main(out)
+    assert artefact.table["value"].tolist() == ["0", "1.23"]
+    assert artefact.table["95 % interval"].tolist() == ["", "[1, 1.5]"]
+    assert "sapo claims" in artefact.files[1].read_text("utf-8")

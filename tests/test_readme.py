@@ -55,6 +55,37 @@ def test_counting_baselines_are_those_of_the_record(record):
         assert f"| {label} | {record[method].iloc[0]:.3f} | |" in README
 
 
+def test_real_data_are_those_of_the_record():
+    results = read_results(ROOT / "paper_figures" / "data" / "results.csv")
+    rows = results[(results["preset"] == "quick") & (results["metric"] == "ndcg@10")]
+    values = rows.set_index(["dataset", "method", "seed"])["value"]
+    for label, method in (ROWS | {"co-occurrence": "cooccurrence", "popularity": "popularity"}).items():
+        cells = []
+        for dataset in ("industrial_full", "office"):
+            interval = seed_interval(values[dataset, method].to_numpy(float))
+            cells.append(f"{interval.value:.3f}" + f" ± {interval.half:.3f}" * (method in ROWS.values()))
+        assert f"| {label} | {' | '.join(cells)} |" in README
+    rates = results[(results["metric"] == "learning_rate") & results["dataset"].isin(["industrial_full", "office"])]
+    assert set(rates.loc[rates["method"].isin(["sapo", "grpo"]), "value"]) == {3e-5}
+    assert "Validation chose 3e-5, the lowest rate of the grid" in README
+    for dataset in ("industrial_full", "office"):
+        gain = seed_interval((values[dataset, "sapo"] - values[dataset, "grpo"]).to_numpy(float))
+        assert f"{gain.value:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]" in README
+
+
+def test_efficiencies_are_those_of_the_ledger():
+    claims = pd.read_csv(ROOT / "paper_figures" / "data" / "claims.csv").set_index("experiment")["value"]
+    start = "exact, G = 16, exact match "
+    dense, sparse = (claims[f"{start}{rarity}, coupling 0: efficiency of SAPO over GRPO's"] for rarity in (0.2, 0.0001))
+    graded = claims[f"{start}1e-4, coupling 0: efficiency of SAPO over graded GRPO's"]
+    text = " ".join(README.split())
+    assert (
+        f"worth {sparse:.0f} of GRPO's where one completion in 10,000 is right, and {dense:.1f} where one in 5 is"
+        in text
+    )
+    assert f"{graded:.1f} of graded GRPO's" in text
+
+
 def test_the_record_is_of_the_recipe_as_it_stands(rows):
     updates = rows[rows["metric"] == "updates"].groupby("method")["value"].unique()
     expected = dict.fromkeys((*QUICK.objectives, *QUICK.ablations), QUICK.stage3.updates)

@@ -133,10 +133,43 @@ def exact_reward(completion_ids, target_sid, **columns):
     return [float(end == goal) for end, goal in zip(ends, goals, strict=True)]
 
 
-def test_parity_with_the_trainer_of_trl(folder, tmp_path, tokenizer, monkeypatch):
-    """Same rollouts, token ratios, KL, ragged completions, two iterations, accumulation: same losses, same weights."""
-    common = {"gradient_accumulation_steps": 2, "num_iterations": 2, "beta": 0.04, "max_steps": 3}
-    mine = ours(folder, tmp_path, tokenizer, objective="grpo", sid_logps="full", rollout_func=fixed_rollouts, **common)
+def level_reward(level):
+    def reward(completion_ids, target_sid, **columns):
+        tokens = LAYOUT.sid_token_ids[level]
+        return [
+            float(int(ids[level - len(SIZES)]) == int(tokens[sid[level]]))
+            for ids, sid in zip(completion_ids, target_sid, strict=True)
+        ]
+
+    reward.__name__ = f"level_{level}"
+    return reward
+
+
+@pytest.mark.parametrize(
+    ("objective", "shared", "stock_settings"),
+    [
+        ("grpo", {"beta": 0.04}, {"loss_type": "grpo"}),
+        ("dr_grpo", {"beta": 0.0}, {"loss_type": "dr_grpo", "scale_rewards": "none"}),
+        (
+            "gspo",
+            {"beta": 0.0, "learning_rate": 3e-3},
+            {"loss_type": "grpo", "importance_sampling_level": "sequence", "epsilon": 3e-4, "epsilon_high": 4e-4},
+        ),
+        # Adam makes whole steps of gradients that are nothing but rounding, and the two round their sums differently
+        (
+            "gdpo",
+            {"beta": 0.0, "optim": "sgd", "learning_rate": 0.1},
+            {"loss_type": "grpo", "multi_objective_aggregation": "normalize_then_sum"},
+        ),
+    ],
+    ids=["grpo", "dr_grpo", "gspo", "gdpo"],
+)
+def test_parity_with_the_trainer_of_trl(objective, shared, stock_settings, folder, tmp_path, tokenizer, monkeypatch):
+    """Same rollouts, ratios, KL, ragged completions, two iterations, accumulation: same losses, same weights."""
+    common = {"gradient_accumulation_steps": 2, "num_iterations": 2, "max_steps": 3, **shared}
+    mine = ours(
+        folder, tmp_path, tokenizer, objective=objective, sid_logps="full", rollout_func=fixed_rollouts, **common
+    )
     my_losses = Losses(mine)
     before = {name: value.clone() for name, value in mine.model.named_parameters()}
     orders = []
@@ -165,17 +198,15 @@ def test_parity_with_the_trainer_of_trl(folder, tmp_path, tokenizer, monkeypatch
     monkeypatch.setattr("trl.trainer.grpo_trainer.shuffle_sequence_dict", same_order)
     args = GRPOConfig(
         **settings(tmp_path, **common),
-        loss_type="grpo",
         use_bias_correction_kl=False,  # the papers' k3; TRL's default multiplies it by the ratio
-        scale_rewards="group",
-        importance_sampling_level="token",
         bf16=False,
         gradient_checkpointing=False,
         max_completion_length=12,
+        **{"scale_rewards": "group", "importance_sampling_level": "token"} | stock_settings,
     )
     stock = GRPOTrainer(
         model=load(folder),
-        reward_funcs=exact_reward,
+        reward_funcs=[level_reward(0), level_reward(1)] if objective == "gdpo" else exact_reward,
         args=args,
         train_dataset=dataset(),
         processing_class=tokenizer,

@@ -4,6 +4,7 @@ Where a number comes from decides its line: measured is solid (dashed with a sin
 dotted. Intervals are 95 % t intervals over seeds.
 """
 
+import itertools
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -14,7 +15,7 @@ import seaborn as sns
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
-from matplotlib.patches import FancyBboxPatch
+from matplotlib.patches import FancyBboxPatch, Rectangle
 
 from sapo.analysis.results import validate_results
 from sapo.analysis.statistics import Interval, seed_interval
@@ -36,12 +37,12 @@ METHOD_COLORS: dict[str, str] = {
     "sapo_outcome_reward": _HUES[9],
     "dr_grpo": "#591e71",
     "sapo_sequence_mean": "#12239e",
-    "sapo_suffix": "#2f4b7c",
-    "process_grpo": "#7f3c8d",
+    "sapo_suffix": "#7a4fd0",
+    "process_grpo": "#3f6f5f",
     "rloo": "#8c564b",
     "reinforce_plus_plus": "#d45087",
     "gdpo": "#6b8e23",
-    "vppo": "#b8860b",
+    "vppo": "#00868b",
     "sign": "#708090",
     "stage2": "#8c8c8c",
     "stage2_no_thinking": "#5a5a5a",
@@ -368,6 +369,73 @@ def plot_results(data: pd.DataFrame, metric: str, ax: Axes | None = None) -> Axe
     ax.set_xlabel(metric_label(metric))
     if (rows["source"] != "measured").any():
         ax.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
+    return ax
+
+
+def plot_against_sparsity(
+    data: pd.DataFrame,
+    column: str,
+    ax: Axes | None = None,
+    log: bool = False,
+    bounds: tuple[float, float] = (-np.inf, np.inf),
+) -> Axes:
+    """A column of the laboratory's table against how rare an exact match is, rarer to the right: mean and interval over
+    worlds for each objective.
+
+    Args:
+        data: columns objective, exact_match, seed, and `column`; one row for each.
+        log: average logarithms and draw them, for ratios.
+        bounds: what the column can be at all; the band of a t interval, which does not know, ends there.
+
+    Raises:
+        InputError: two rows for one (objective, exact match, world).
+    """
+    ax = _axes(ax)
+    if data.duplicated(["objective", "exact_match", "seed"]).any():
+        raise InputError(f"{column}: two rows for one (objective, exact_match, seed); select one cell of the rest.")
+    for objective in _in_order(data["objective"]):
+        worlds = data[data["objective"] == objective].pivot(index="exact_match", columns="seed", values=column)
+        values = worlds.to_numpy(float)
+        intervals = np.array([seed_interval(row) for row in (np.log(values) if log else values)]).T
+        middle, low, high = np.exp(intervals) if log else intervals
+        color = method_color(objective)
+        ax.plot(
+            worlds.index, middle, color=color, label=method_label(objective), zorder=3 if objective == "sapo" else 2
+        )
+        ax.fill_between(worlds.index, *np.clip([low, high], *bounds), color=color, alpha=0.15, linewidth=0)
+    ax.set_xscale("log")
+    ax.invert_xaxis()
+    if log:
+        ax.set_yscale("log")
+    ax.set_xlabel("probability of an exact match")
+    return ax
+
+
+def plot_winners(data: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Who is most efficient: a cell a (coupling, probability of an exact match), in the colour of the objective with
+    the largest geometric mean over worlds, and how many times GRPO's that is.
+
+    Args:
+        data: columns objective, exact_match, coupling, seed, gain (efficiency over that of GRPO in the same world).
+    """
+    ax = _axes(ax)
+    logs = data.assign(gain=np.log(data["gain"])).groupby(["coupling", "exact_match", "objective"])["gain"].mean()
+    couplings = sorted(data["coupling"].unique())
+    rarities = sorted(data["exact_match"].unique(), reverse=True)
+    for row, column in itertools.product(range(len(couplings)), range(len(rarities))):
+        of_cell = logs[couplings[row], rarities[column]]
+        color = method_color(of_cell.idxmax())
+        ax.add_patch(Rectangle((column, row), 1, 1, facecolor=color, edgecolor="white", linewidth=1.0))
+        times = np.exp(of_cell.max())
+        text = f"{times:,.0f}×" if times >= 10 else f"{times:.2g}×"
+        ax.text(column + 0.5, row + 0.5, text, ha="center", va="center", color=_ink(color))
+    ax.set_xlim(0, len(rarities))
+    ax.set_ylim(0, len(couplings))
+    ax.set_xticks(np.arange(len(rarities)) + 0.5, [f"{rarity:g}" for rarity in rarities])
+    ax.set_yticks(np.arange(len(couplings)) + 0.5, [f"{coupling:g}" for coupling in couplings])
+    ax.grid(False)
+    ax.set_xlabel("probability of an exact match")
+    ax.set_ylabel("coupling")
     return ax
 
 

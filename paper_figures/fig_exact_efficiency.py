@@ -1,0 +1,70 @@
+"""The laboratory: how good a noisy step of each objective is, its bias and its silence, from dense to sparse."""
+
+import math
+from pathlib import Path
+
+import pandas as pd
+from artefacts import Artefact, command_line, find_exact, save_figure
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from sapo.analysis.plots import FULL_WIDTH, figure_style, plot_against_sparsity
+from sapo.errors import InputError
+
+NAME = "fig_exact_efficiency"
+PANELS = (  # column, title, logarithmic, what it can be
+    ("gain", "efficiency, GRPO = 1", True, (0.0, math.inf)),
+    ("cosine", "cosine with the true gradient", False, (-1.0, 1.0)),
+    ("silent", "groups without signal", False, (0.0, 1.0)),
+)
+
+
+def draw(rows: pd.DataFrame) -> Figure:
+    """A row of panels for the smallest and one for the largest coupling, at the largest group size."""
+    rows = rows[(rows["group_size"] == rows["group_size"].max()) & (rows["layout"] == "blocks_first")]
+    couplings = sorted({rows["coupling"].min(), rows["coupling"].max()})
+    figure, axes = plt.subplots(len(couplings), len(PANELS), figsize=(FULL_WIDTH, 1.9 * len(couplings)), squeeze=False)
+    for of_row, coupling in zip(axes, couplings, strict=True):
+        for ax, (column, title, log, bounds) in zip(of_row, PANELS, strict=True):
+            plot_against_sparsity(rows[rows["coupling"] == coupling], column, ax, log, bounds).set_xlabel("")
+            ax.set_title(title if coupling == couplings[0] else "")
+        of_row[0].set_ylabel(f"coupling {coupling:g}")
+    figure.supxlabel("probability of an exact match", fontsize=8)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=3)
+    return figure
+
+
+def with_gain(rows: pd.DataFrame) -> pd.DataFrame:
+    """Add `gain`, the efficiency over GRPO's in the same cell and world.
+
+    Raises:
+        InputError: a cell without GRPO.
+    """
+    cell = ["layout", "exact_match", "coupling", "group_size", "seed"]
+    grpo = rows.loc[rows["objective"] == "grpo", [*cell, "efficiency"]].rename(columns={"efficiency": "of_grpo"})
+    joined = rows.merge(grpo, on=cell, how="left")
+    if joined["of_grpo"].isna().any():
+        raise InputError("a cell has no row of grpo, which the others are compared with.")
+    return joined.assign(gain=joined["efficiency"] / joined["of_grpo"])
+
+
+def main(out: Path, results: Path | None = None) -> list[Artefact]:
+    """One figure, from exact.csv."""
+    path, rows = find_exact(out, results)
+    rows = with_gain(rows)
+    with figure_style():
+        files = save_figure(draw(rows), out, NAME)
+    caption = (
+        f"Exact, in worlds of 512 trajectories (K = 3, four codes a level, two words a block, one target), groups of "
+        f"{rows['group_size'].max()}. Efficiency: squared projection of the expected update on the gradient of the "
+        f"expected exact match, over the second moment of the update, relative to GRPO's; what a noisy step of the "
+        f"best length gains is proportional to it. Cosine: of the expected update with that gradient, which GRPO's "
+        f"follows by design. Coupling: weight of block j in the logits of token k != j. Mean (of the efficiency "
+        f"geometric) and 95 % t interval over {rows['seed'].nunique()} worlds."
+    )
+    return [Artefact(NAME, "Efficiency of step credit", caption, "exact", files, path)]
+
+
+if __name__ == "__main__":
+    command_line(main, __doc__)

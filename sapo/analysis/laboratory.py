@@ -1,0 +1,71 @@
+"""The laboratory swept: how good a noisy step of each objective is, where an exact match is rare and where it is not.
+
+Every number is exact for its world; worlds differ by the seed of their parameters, and intervals are over worlds.
+"""
+
+from dataclasses import dataclass
+from itertools import product
+
+import pandas as pd
+import torch
+
+from sapo.credit.exact import (
+    SidWorld,
+    efficiency,
+    expected_update,
+    improvement,
+    second_moment,
+    silent_share,
+    true_gradient,
+)
+from sapo.progress import progress_bar
+
+RIVALS = ("grpo", "grpo_graded", "sapo", "sapo_gated", "sapo_suffix", "vppo")
+COLUMNS = ("objective", "layout", "exact_match", "coupling", "group_size", "seed")
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The grid. Three levels of four codes, two words a block, one target: 512 trajectories."""
+
+    objectives: tuple[str, ...] = RIVALS
+    exact_match: tuple[float, ...] = (0.2, 0.05, 1e-2, 1e-3, 1e-4, 1e-5)
+    """Probability that a completion is right."""
+    coupling: tuple[float, ...] = (0.0, 0.5, 1.0)
+    """What block j says to token k != j, against what its own block says."""
+    group_size: tuple[int, ...] = (4, 8, 16)
+    layout: tuple[str, ...] = ("blocks_first",)
+    seeds: tuple[int, ...] = (0, 1, 2, 3)
+
+
+def sweep(grid: Sweep) -> pd.DataFrame:
+    """One row an objective and cell: `COLUMNS`, then
+
+    efficiency (how much a noisy step of the best length improves the expected exact match), cosine (of the expected
+    update with the true gradient of it), silent (share of groups without any credit), and improvement (what one step
+    of KL 1e-3 along the expected update gains, as a share of what the true gradient gains).
+    """
+    cells = list(product(grid.layout, grid.exact_match, grid.coupling, grid.seeds))
+    rows = []
+    for layout, exact_match, coupling, seed in progress_bar("laboratory", cells):
+        world = sparse_world(exact_match, coupling, layout, seed)
+        gradient = true_gradient(world)
+        best = improvement(world, gradient)
+        for objective, size in product(grid.objectives, grid.group_size):
+            update = expected_update(objective, world, size)
+            rows.append(
+                {
+                    **dict(zip(COLUMNS, (objective, layout, exact_match, coupling, size, seed), strict=True)),
+                    "efficiency": efficiency(update, second_moment(objective, world, size), gradient),
+                    "cosine": float(torch.cosine_similarity(update, gradient, dim=0)),
+                    "silent": silent_share(objective, world, size),
+                    "improvement": improvement(world, update) / best,
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def sparse_world(exact_match: float, coupling: float = 0.0, layout: str = "blocks_first", seed: int = 0) -> SidWorld:
+    """The world of a cell."""
+    world = SidWorld((4, 4, 4), 2, targets=((0, 1, 2),), coupling=coupling, layout=layout, seed=seed)
+    return world.with_exact_match(exact_match)

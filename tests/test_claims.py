@@ -1,0 +1,125 @@
+"""The ledger: verdicts follow from numbers, numbers from shipped code, and the record is what the commands make."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from sapo.analysis.laboratory import COLUMNS as CELL
+from sapo.analysis.laboratory import Sweep, sparse_world, sweep
+from sapo.claims import CLAIMS, COLUMNS, _against_one, _lost, ledger
+from sapo.credit.exact import efficiency, expected_update, second_moment, true_gradient
+from sapo.errors import InputError
+
+RECORD = Path(__file__).resolve().parent.parent / "paper_figures" / "data"
+
+
+@pytest.fixture
+def record(tmp_path):
+    """Two seeds of 2 prompts x 4 completions on 2 levels, and the lengths of two steps, all counted by hand below."""
+    match = {
+        0: [[(1, 1), (0, 1), (0, 0), (0, 0)], [(0, 0)] * 4],
+        1: [[(1, 1), (1, 0), (0, 0), (0, 0)], [(1, 0), (0, 1), (0, 0), (0, 0)]],
+    }
+    world = {"dataset": "tiny", "split": "leave_one_out", "preset": "quick"}
+    rows = [
+        {**world, "seed": seed, "prompt": p, "rollout": r, "level": k + 1, "match": hit}
+        for seed, prompts in match.items()
+        for p, group in enumerate(prompts)
+        for r, hits in enumerate(group)
+        for k, hit in enumerate(hits)
+    ]
+    pd.DataFrame(rows).to_csv(tmp_path / "rollouts.csv", index=False)
+    lengths = [
+        {**world, "method": "grpo", "seed": seed, "step": 5, "metric": f"step/{k}/length", "value": value}
+        for seed in (0, 1)
+        for k, value in ((1, 2.0), (2, 6.0))
+    ]
+    pd.DataFrame(lengths).to_csv(tmp_path / "dynamics.csv", index=False)
+    return tmp_path
+
+
+def test_outcome_reward_and_lengths(record):
+    rows = ledger(record, 1)
+    assert rows["value"].iloc[0] == 0
+    assert rows["verdict"].iloc[0] == "holds, exactly"
+    # steps of 2 and 6 tokens have 1/4 and 3/4 of a sequence mean's weight, 1/2 each of a step mean's
+    assert rows["value"].iloc[1] == pytest.approx(0.25)
+    assert rows["verdict"].iloc[1] == "holds"
+
+
+def test_signs_by_hand(record):
+    """Level 1 of the first group of seed 0 is (1, 0, 0, 0), level 2 (1, 1, 0, 0): the second completion is wrong, then
+    right. Seed 1: the second of group 1, and the first two of group 2."""
+    row = ledger(record, 2).iloc[0]
+    assert row["value"] == pytest.approx((1 / 8 + 3 / 8) / 2)
+    assert row["low"] == 0  # two seeds; the bound is that of a share
+
+
+def test_starvation_by_hand(record):
+    """Exact matches: one completion of seed 0's first group and one of seed 1's. The groups left are silent."""
+    rows = ledger(record, 3)
+    assert rows["value"].iloc[0] == pytest.approx(0.5)
+    # SAPO is silent in 1/2 of seed 0's groups, so that nothing is left to repair there, and in none of seed 1's, whose
+    # second group a graded reward tells apart as well: (1, 0) is worth 1/2.
+    assert rows[rows["experiment"].str.contains("graded")]["value"].item() == pytest.approx(1.0)
+
+
+def test_chance_matches_by_hand(record):
+    """Beyond level 1, seed 0 matches twice and once under a wrong prefix; seed 1 as often."""
+    assert ledger(record, 6)["value"].iloc[0] == pytest.approx(0.5)
+
+
+def test_maximisers_by_hand():
+    """J_match of (1, 0): .6 + .4, more than .4 + .4 of the likeliest target and .6 + .3 of the others."""
+    items = torch.cartesian_prod(torch.arange(3), torch.arange(3))
+    targets, probs = torch.tensor([[0, 0], [1, 1], [1, 2]]), torch.tensor([[0.4, 0.3, 0.3]], dtype=torch.float64)
+    assert _lost(items, targets, probs, "match").item() == pytest.approx(0.4)
+    # gated, (1, 1) earns .6 + .3; only targets can be named, the same wins
+    assert _lost(items, targets, probs, "gated").item() == pytest.approx(0.1)
+    assert _lost(targets, targets, probs, "match").item() == pytest.approx(0.1)
+    rows = ledger(RECORD, 4)
+    assert (rows["verdict"].str.startswith("holds") == (rows["value"] < 1e-12)).all()
+    assert rows["value"].max() == pytest.approx(0.4)
+
+
+def test_verdicts_follow_from_intervals():
+    from sapo.analysis.statistics import Interval
+
+    assert _against_one(Interval(3.0, 2.0, 4.0)) == "holds, 3 times"
+    assert _against_one(Interval(0.5, 0.4, 0.6)) == "fails, 0.5 times"
+    assert _against_one(Interval(1.1, 0.9, 1.3)) == "undecided"
+
+
+def test_the_sweep_is_what_the_laboratory_says():
+    grid = Sweep(("grpo", "sapo"), (0.1,), (0.5,), (4,), seeds=(1,))
+    rows = sweep(grid).set_index("objective")
+    world = sparse_world(0.1, 0.5, seed=1)
+    gradient = true_gradient(world)
+    for key in ("grpo", "sapo"):
+        update = expected_update(key, world, 4)
+        assert rows.loc[key, "efficiency"] == efficiency(update, second_moment(key, world, 4), gradient)
+    assert rows.loc["grpo", "cosine"] == pytest.approx(1)  # one target: GRPO follows the true gradient
+    assert rows.loc["grpo", "silent"] == pytest.approx(0.1**4 + 0.9**4)
+    assert set(CELL) < set(rows.reset_index().columns)
+
+
+def test_bad_input(record):
+    with pytest.raises(InputError, match="there is no claim 9; there are 1, 2"):
+        ledger(record, 9)
+    (record / "rollouts.csv").unlink()
+    with pytest.raises(InputError, match=r"no .*rollouts\.csv"):
+        ledger(record, 2)
+
+
+def test_the_record_has_every_claim_and_its_cheap_rows_come_out_again():
+    recorded = pd.read_csv(RECORD / "claims.csv")
+    assert list(recorded.columns) == COLUMNS
+    assert set(recorded["command"]) == {f"sapo claims --only {number}" for number in CLAIMS}
+    again = pd.concat([ledger(RECORD, number) for number in (1, 2, 3, 4)])
+    kept = recorded[recorded["command"].isin(again["command"])]
+    pd.testing.assert_frame_equal(
+        kept.reset_index(drop=True), again.reset_index(drop=True), check_exact=False, rtol=1e-6, check_dtype=False
+    )
+    assert recorded["verdict"].notna().all()
