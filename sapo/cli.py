@@ -165,12 +165,15 @@ class Lab:
 
     to: Path = Path("paper_figures/data")
     """Folder of exact.csv."""
+    worlds: int = 4
+    """Worlds a cell, over which intervals are taken."""
 
     def __call__(self) -> None:
         from sapo.analysis.laboratory import Sweep, sweep
         from sapo.runs import write_table
 
-        write_table(sweep(Sweep()), self.to / "exact.csv")
+        _at_least_one("worlds", self.worlds)
+        write_table(sweep(Sweep(seeds=tuple(range(self.worlds)))), self.to / "exact.csv")
         print(self.to / "exact.csv")
 
 

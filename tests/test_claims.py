@@ -105,6 +105,31 @@ def test_the_sweep_is_what_the_laboratory_says():
     assert set(CELL) < set(rows.reset_index().columns)
 
 
+def test_claims_of_the_laboratory_are_ratios_over_its_worlds(monkeypatch):
+    """On two worlds a claim. The recorded rows are of eight."""
+    monkeypatch.setattr("sapo.claims.WORLDS", range(2))
+    rows = ledger(RECORD, 5).set_index("experiment")
+    worlds = [sparse_world(1e-2, 1.0, seed=seed) for seed in range(2)]
+    ratio = 1.0
+    for world in worlds:
+        gradient = true_gradient(world)
+        sapo, grpo = (
+            efficiency(expected_update(key, world, 16), second_moment(key, world, 16), gradient)
+            for key in ("sapo", "grpo")
+        )
+        ratio *= (sapo / grpo) ** 0.5
+    cell = "exact, G = 16, exact match 0.01, coupling 1: efficiency of SAPO over GRPO's"
+    assert rows.loc[cell, "value"] == pytest.approx(ratio)
+    # With 0/1 rewards the expected update is the gradient times E[A | hit] - E[A | miss]; without the std that is 1.
+    weights = ledger(RECORD, 7)["value"].tolist()
+    assert weights[1] == pytest.approx(1)
+    assert weights[0] > 1.5
+    layouts = ledger(RECORD, 8)
+    assert len(layouts) == 4
+    assert (layouts["low"] < layouts["value"]).all()
+    assert (layouts["value"] < layouts["high"]).all()
+
+
 def test_bad_input(record):
     with pytest.raises(InputError, match="there is no claim 9; there are 1, 2"):
         ledger(record, 9)

@@ -6,13 +6,16 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
+import pandas as pd
 import psutil
 import pytest
 from test_experiments import TINY
 
-from sapo import cli, recipes
+from sapo import claims, cli, recipes
+from sapo.analysis import laboratory
 from sapo.data.synthetic import SyntheticCatalogue
 
 
@@ -45,7 +48,7 @@ def tiny(monkeypatch):
     return run
 
 
-@pytest.mark.parametrize("command", ["run", "evaluate", "figures", "publish", "data"])
+@pytest.mark.parametrize("command", ["run", "evaluate", "figures", "publish", "claims", "lab", "data"])
 def test_help_says_what_a_command_does(command):
     answer = call(command, "--help")
     assert answer.returncode == 0
@@ -183,3 +186,28 @@ def test_ctrl_c_says_how_to_go_on(tmp_path, after):
     assert "The same command goes on" in errors
     assert "Traceback" not in errors
     assert not (tmp_path / "results.csv").exists()
+
+
+def test_claims_are_printed_and_recorded(tiny, tmp_path, monkeypatch, capsys):
+    record = Path(cli.__file__).parent.parent / "paper_figures" / "data"
+    for name in ("rollouts.csv", "dynamics.csv"):
+        (tmp_path / name).symlink_to(record / name)
+    monkeypatch.setattr("sapo.claims.CLAIMS", {1: claims.CLAIMS[1], 2: claims.CLAIMS[2]})
+    tiny("claims", "--only", 1, "--record", tmp_path)
+    shown = capsys.readouterr().out
+    assert "With an outcome-only reward the step advantage is the trajectory advantage" in shown
+    assert "0 [0, 0]: holds, exactly" in shown
+    assert not (tmp_path / "claims.csv").exists()
+    tiny("claims", "--record", tmp_path)
+    assert set(pd.read_csv(tmp_path / "claims.csv")["command"]) == {f"sapo claims --only {number}" for number in (1, 2)}
+    with pytest.raises(SystemExit, match="there is no claim 3; there are 1, 2"):
+        tiny("claims", "--only", 3, "--record", tmp_path)
+
+
+def test_lab_writes_its_table(tiny, tmp_path, monkeypatch):
+    small = partial(laboratory.Sweep, ("grpo", "sapo"), (0.1,), (0.0,), (2,))
+    monkeypatch.setattr(laboratory, "Sweep", small)
+    tiny("lab", "--to", tmp_path, "--worlds", 2)
+    written = pd.read_csv(tmp_path / "exact.csv")
+    assert written["objective"].tolist() == ["grpo", "sapo"] * 2
+    assert written["seed"].tolist() == [0, 0, 1, 1]
