@@ -69,7 +69,8 @@ def groups_written_out(objective, world, size):
     return torch.cat(probs), torch.cat(updates), torch.cat(silent)
 
 
-CLOSED = [key for key in OBJECTIVES if key != "dapo"]
+WITH_BEAMS = ("rank_reward", "best_of_beam")  # their rewards are not of a completion
+CLOSED = [key for key in OBJECTIVES if key not in ("dapo", *WITH_BEAMS)]
 
 
 @pytest.mark.parametrize("key", CLOSED)
@@ -93,7 +94,7 @@ def test_dynamic_sampling_is_the_mean_over_groups_with_signal(world, size):
     torch.testing.assert_close(expected_update("dapo", world, size, given_signal=True), expected, atol=1e-10, rtol=0)
 
 
-@pytest.mark.parametrize("key", [key for key in OBJECTIVES if key != "reinforce_plus_plus"])
+@pytest.mark.parametrize("key", [key for key in OBJECTIVES if key not in ("reinforce_plus_plus", *WITH_BEAMS)])
 def test_expected_update_is_the_mean_of_sampled_ones(key):
     """G = 16, K = 3: within 4 standard errors in every component."""
     sampled = sampled_updates(key, WIDE, 16, 4000, torch.Generator().manual_seed(0))
@@ -222,6 +223,8 @@ def test_bad_worlds_say_so():
         expected_update("sap", TINY, 2)
     with pytest.raises(InputError, match="at least 2"):
         expected_update("sapo", TINY, 1)
+    with pytest.raises(InputError, match="'ranking' needs group_size"):
+        expected_update("rank_reward", TINY, 2)
     with pytest.raises(InputError, match="'token' average"):
         expected_update("dapo", RAGGED, 2)
     with pytest.raises(InputError, match="goal is 'outcome'"):

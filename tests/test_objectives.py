@@ -46,6 +46,8 @@ MEANING = {  # reward, credit, scale, ratio, average, epsilon, epsilon_high
     "gdpo": ("match", "trajectory", "batch", "token", "sequence", 0.2, 0.2),
     "vppo": ("first_error", "step", "none", "token", "step", 0.2, 0.2),
     "sign": ("sign", "trajectory", "none", "token", "sequence", 0.2, 0.2),
+    "rank_reward": ("ranking", "trajectory", "group", "token", "sequence", 0.2, 0.2),
+    "best_of_beam": ("best_of_beam", "trajectory", "group", "token", "sequence", 0.2, 0.2),
 }
 BASELINES = {"rloo": "leave_one_out", "reinforce_plus_plus": "batch", "gdpo": "batch", "sign": "none"}
 WITHOUT_KL = ("dr_grpo", "dapo", "gspo", "rloo", "reinforce_plus_plus", "gdpo", "vppo", "sign")
@@ -56,6 +58,8 @@ EXTRAS = {
     "process_grpo": ("across_steps", "suffix_advantages"),
     "vppo": ("across_steps",),
     "sapo_suffix": ("suffix_rewards",),
+    "rank_reward": ("beam_rollouts",),
+    "best_of_beam": ("thinking_only",),
 }
 
 
@@ -98,14 +102,30 @@ REWARDS = {
     "vppo": [[1.0] * 3, [0.5, 0.5, 0.0], [0.5, 0.0, 0.0], [0.0] * 3, [0.0] * 3, [0.0] * 3],
     "grpo_step_reward": [3.0, 2.0, 2.0, 2.0, 0.0, 0.0],  # the sum over the steps
     "sapo_outcome_reward": [[reward] * 3 for reward in OUTCOME],
+    # six beams, the first hits: the others are punished by 1 / log2(rank + 2), as a share of the sum over all six
+    "rank_reward": [1.0, *(-1 / math.log2(r + 2) / sum(1 / math.log2(q + 2) for q in range(6)) for r in range(1, 6))],
+    "best_of_beam": [3.0, 2.0, 2.0, 2.0, 0.0, 0.0],  # of a beam of one
 }
+
+
+def pay(key, predicted, target, in_catalogue, group_size=4):
+    """Rewards; a completion's beam holds its own SID alone."""
+    return OBJECTIVES[key].rewards(predicted, target, in_catalogue, group_size, predicted[:, None])
 
 
 @pytest.mark.parametrize("key", REWARDS)
 def test_rewards_by_hand(key):
     target = torch.tensor([TARGET] * len(PREDICTED))
-    rewards = OBJECTIVES[key].rewards(torch.tensor(PREDICTED), target, torch.tensor(IN_CATALOGUE))
+    rewards = pay(key, torch.tensor(PREDICTED), target, torch.tensor(IN_CATALOGUE), 6)
     torch.testing.assert_close(rewards, torch.tensor(REWARDS[key]))
+
+
+def test_rewards_that_need_more_than_a_completion_say_so():
+    codes = torch.zeros(4, 3, dtype=torch.long), torch.zeros(4, 3, dtype=torch.long), torch.ones(4, dtype=torch.bool)
+    with pytest.raises(InputError, match="'ranking' needs group_size"):
+        OBJECTIVES["rank_reward"].rewards(*codes)
+    with pytest.raises(InputError, match="'best_of_beam' needs beams"):
+        OBJECTIVES["best_of_beam"].rewards(*codes)
 
 
 @pytest.mark.parametrize("key", MEANING)
@@ -113,7 +133,7 @@ def test_malformed_completions_get_nothing(key):
     """Also under a real trie, which finds no row of -1."""
     sids = random_sids(20, (3, 4, 5), seed=0)
     malformed = torch.full((20, 3), -1)
-    rewards = OBJECTIVES[key].rewards(malformed, sids, trie_for(sids, (3, 4, 5)).contains(malformed))
+    rewards = pay(key, malformed, sids, trie_for(sids, (3, 4, 5)).contains(malformed))
     nothing = -1 if key == "sign" else 0  # which has no baseline to compare with, and punishes every failure
     assert (rewards == nothing).all()
     assert (OBJECTIVES[key].advantages(rewards, 4) == nothing).all()
@@ -201,7 +221,7 @@ def random_codes(rows: int, steps: int, seed: int, size: int = 3) -> tuple[Tenso
 @pytest.mark.parametrize("key", MEANING)
 def test_shapes_from_rewards_to_tokens(key):
     point = OBJECTIVES[key]
-    rewards = point.rewards(*random_codes(16, 3, seed=1))
+    rewards = pay(key, *random_codes(16, 3, seed=1))
     advantages = point.advantages(rewards, 4)
     assert advantages.shape == ((16, 3) if point.credit == "step" else (16,))
     assert rewards.shape == ((16, 3) if point.credit == "step" or key == "gdpo" else (16,))

@@ -5,7 +5,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sapo.credit.rewards import exact_match, first_error, graded_match, step_match
+from sapo.credit.rewards import (
+    best_of_beam,
+    exact_match,
+    first_error,
+    graded_match,
+    ranking_reward,
+    step_match,
+)
+from sapo.errors import InputError
 
 TARGET = [4, 0, 7]
 CASES = [  # predicted, exact, match, gated, graded
@@ -48,3 +56,21 @@ def test_against_loops(data):
         assert exact[i] == float(leading == steps)
         value = first_error(predicted, target)[i].tolist()
         assert value == ([1.0] * steps if leading == steps else [0.5] * leading + [0.0] * (steps - leading))
+
+
+def test_ranking_reward_by_hand():
+    """Four beams, the second hits: 1 / log2(r + 2) is 1, .6309, .5, .4307, together 2.5616."""
+    got = ranking_reward(torch.tensor([0.0, 1, 0, 0, 0, 0, 0, 0]), 4)
+    torch.testing.assert_close(got[:4], torch.tensor([-0.3904, 1.0, -0.1952, -0.1681]), atol=1e-4, rtol=0)
+    assert got[4:].tolist() == [0.0] * 4  # without a hit nobody is punished
+    with pytest.raises(InputError, match="whole groups"):
+        ranking_reward(torch.zeros(6), 4)
+
+
+def test_best_of_beam_by_hand():
+    """Positions count, prefixes do not; a wider beam never pays less; one beam pays the summed matches."""
+    beams = torch.tensor([[[0, 1, 2], [3, 1, 0], [0, 5, 0]], [[1, 1, 1], [-1, -1, -1], [-1, -1, -1]]])
+    target = torch.tensor([[0, 5, 0], [2, 2, 2]])
+    assert best_of_beam(beams, target).tolist() == [3.0, 0.0]
+    assert best_of_beam(beams[:, :2], target).tolist() == [1.0, 0.0]
+    assert best_of_beam(beams[:, :1], target).tolist() == step_match(beams[:, 0], target).sum(1).tolist()

@@ -7,7 +7,8 @@ import torch
 from worlds import CLOSE, EOS, OPEN, PAD, layout_for, random_prompts, random_sids, tiny_model
 
 from sapo.errors import InputError
-from sapo.policy.rollout import completion_logps, grouped_rollouts
+from sapo.policy.beam_search import constrained_beam_search
+from sapo.policy.rollout import beam_rollouts, completion_logps, continue_prompts, grouped_rollouts
 from sapo.semantic_ids.trie import SidTrie
 
 SIZES = (3, 4, 5)
@@ -221,3 +222,43 @@ def test_a_block_that_can_only_close_is_forced_to():
     assert (out.logps[inside] == 0).all()
     with pytest.raises(InputError, match="no word for a block"):
         sample(model, layout, trie, vocab, min_block_tokens=1)
+
+
+def test_beam_rollouts_are_one_thought_and_its_likeliest_items():
+    _, layout, trie, model, vocab = make_world()
+    prompt, mask = random_prompts(4, 7, vocab, 0)
+    options = {"block_budget": 4, "pad_id": PAD}
+    generator = torch.Generator().manual_seed(0)
+    out = beam_rollouts(model, prompt, mask, layout, trie, 5, generator=generator, **options)
+    thought = layout.read(out.completion_ids).in_block & out.completion_mask
+    parsed = layout.parse(out.completion_ids.masked_fill(~out.completion_mask, PAD))
+    assert parsed.well_formed.all()
+    assert torch.equal(parsed.sids, out.sids)
+    # the thought is the one that sampling draws with the same seed
+    generator.manual_seed(0)
+    drafts = grouped_rollouts(model, prompt, mask, layout, trie, 1, generator=generator, **options)
+    for row in range(4):
+        group = slice(5 * row, 5 * row + 5)
+        words = [ids[kept].tolist() for ids, kept in zip(out.completion_ids[group], thought[group], strict=True)]
+        assert len({tuple(ids) for ids in words}) == 1
+        kept = layout.read(drafts.completion_ids[row : row + 1]).in_block[0]
+        assert words[0] == drafts.completion_ids[row][kept].tolist()
+        # and the SIDs are those of beam search after it, best first, on a prompt of its own
+        start = torch.cat([prompt[row][mask[row].bool()], drafts.completion_ids[row][kept]])[None]
+        beams = constrained_beam_search(model, start, torch.ones_like(start), trie, layout.sid_token_ids, 5)
+        assert torch.equal(beams.sids[0], out.sids[group])
+    # what is trained: chosen words, and codes that had a rival
+    for level in range(3):
+        at = (layout.read(out.completion_ids).sid_index == level) & layout.read(out.completion_ids).is_sid
+        rivals = trie.allowed(out.sids[:, :level]).sum(1) > 1
+        assert torch.equal(out.sampled[at], rivals)
+    with pytest.raises(InputError, match="group of 99 beams"):
+        beam_rollouts(model, prompt, mask, layout, trie, 99, generator=generator, **options)
+
+
+def test_prompts_are_continued_without_gaps():
+    ids, mask = torch.tensor([[PAD, 7, 8], [7, 8, 9]]), torch.tensor([[0, 1, 1], [1, 1, 1]])
+    more, keep = torch.tensor([[4, 5, 6], [4, 5, 6]]), torch.tensor([[True, False, True], [True, False, False]])
+    joined, kept = continue_prompts(ids, mask, more, keep, PAD)
+    assert joined.tolist() == [[7, 8, 4, 6], [7, 8, 9, 4]]
+    assert kept.tolist() == [[1, 1, 1, 1]] * 2

@@ -11,8 +11,11 @@ from transformers import PreTrainedTokenizerFast, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 from worlds import CLOSE, EOS, OPEN, PAD, layout_for, random_sids, tiny_model
 
+from sapo.credit.advantages import trajectory_advantages
 from sapo.credit.objectives import OBJECTIVES
+from sapo.credit.rewards import ranking_reward
 from sapo.errors import InputError
+from sapo.policy.beam_search import constrained_beam_search
 from sapo.semantic_ids.trie import SidTrie
 from sapo.training.trainer import SAPOConfig, SAPOTrainer
 
@@ -250,9 +253,8 @@ def test_objectives_that_coincide_at_ratio_one(pair, beta, folder, tmp_path, tok
 @pytest.mark.parametrize("objective", sorted(OBJECTIVES))
 def test_every_objective_trains(objective, folder, tmp_path, tokenizer):
     start = torch.cat([value.flatten() for value in load(folder).parameters()])
-    _, end, trainer = train(
-        folder, tmp_path, tokenizer, objective=objective, log_completions=True, num_completions_to_print=0
-    )
+    options = {"log_completions": True, "num_completions_to_print": 0, "reward_beams": 2}
+    _, end, trainer = train(folder, tmp_path, tokenizer, objective=objective, **options)
     assert (end - start).abs().max() > 1e-4
     log = {name for entry in trainer.state.log_history for name in entry}
     wanted = {"reward", "rewards/sid_level_1/mean", "rewards/exact/mean", "step/2/length", "step/1/frac_zero_spread"}
@@ -337,6 +339,48 @@ def test_given_reward_functions_are_added(folder, tmp_path, tokenizer):
     assert (plain - shaped).abs().max() > 1e-5
     with pytest.raises(InputError, match="2 numbers for 1 reward"):
         ours(folder, tmp_path, tokenizer, reward_funcs=short, reward_weights=[1.0, 2.0])
+
+
+def test_best_of_beam_pays_thoughts_for_what_a_beam_after_them_finds(folder, tmp_path, tokenizer):
+    trainer = ours(folder, tmp_path, tokenizer, objective="best_of_beam", reward_beams=2, max_steps=1, beta=0.0)
+    batches, model = [], load(folder)
+    score = trainer._generate_and_score_completions
+    trainer._generate_and_score_completions = lambda inputs: batches.append((inputs, score(inputs))) or batches[-1][1]
+    trainer.train()
+    inputs, batch = batches[0]
+    ids = batch["completion_ids"]
+    thought = LAYOUT.read(ids).in_block
+    rewards = []
+    for row in range(8):
+        prompt = batch["prompt_ids"][row][batch["prompt_mask"][row].bool()]
+        start = torch.cat([prompt, ids[row][thought[row]]])[None]
+        trie = SidTrie(SIDS, SIZES)
+        beams = constrained_beam_search(model, start, torch.ones_like(start), trie, LAYOUT.sid_token_ids, 2)
+        target = torch.tensor(inputs[row]["target_sid"])
+        rewards.append(float((beams.sids[0] == target).sum(1).max()))
+    expected = trajectory_advantages(torch.tensor(rewards), 4)
+    torch.testing.assert_close(batch["advantages"], expected[:, None].expand(ids.shape))
+    assert not (batch["tool_mask"].bool() & ~thought).any()  # only thinking is trained
+    assert (batch["tool_mask"].bool() & thought).any()
+
+
+def test_beam_groups_are_one_thought_and_punished_by_rank(folder, tmp_path, tokenizer):
+    trainer = ours(folder, tmp_path, tokenizer, objective="rank_reward", max_steps=1)
+    batches = []
+    score = trainer._generate_and_score_completions
+    trainer._generate_and_score_completions = lambda inputs: batches.append((inputs, score(inputs))) or batches[-1][1]
+    trainer.train()
+    inputs, batch = batches[0]
+    sids = LAYOUT.parse(batch["completion_ids"]).sids
+    exact = (sids == torch.tensor([row["target_sid"] for row in inputs])).all(1).float()
+    for group in (slice(0, 4), slice(4, 8)):
+        assert len(sids[group].unique(dim=0)) == 4  # four items, none twice
+        ids = batch["completion_ids"][group]
+        assert len(ids.masked_fill(~LAYOUT.read(ids).in_block, -1).unique(dim=0)) == 1
+    expected = trajectory_advantages(ranking_reward(exact, 4), 4)
+    torch.testing.assert_close(batch["advantages"], expected[:, None].expand(batch["advantages"].shape))
+    with pytest.raises(InputError, match="leave rollout_func out"):
+        ours(folder, tmp_path, tokenizer, objective="rank_reward", rollout_func=fixed_rollouts)
 
 
 def test_dynamic_sampling_fills_the_batch_with_groups_that_have_spread(folder, tmp_path, tokenizer):

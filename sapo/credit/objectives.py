@@ -17,12 +17,19 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sapo.credit.advantages import step_advantages, suffix_sum, to_tokens, trajectory_advantages
-from sapo.credit.rewards import exact_match, first_error, graded_match, step_match
+from sapo.credit.rewards import (
+    best_of_beam,
+    exact_match,
+    first_error,
+    graded_match,
+    ranking_reward,
+    step_match,
+)
 from sapo.errors import InputError
 
 VALID_SID_BONUS = 0.1  # SIDReasoner's reward for a SID of the catalogue
 CHOICES = {
-    "reward": ("exact", "sign", "graded", "match", "gated", "first_error"),
+    "reward": ("exact", "sign", "ranking", "graded", "match", "gated", "first_error", "best_of_beam"),
     "credit": ("trajectory", "step"),
     "baseline": ("group", "leave_one_out", "batch", "none"),
     "scale": ("group", "batch", "none"),
@@ -31,7 +38,7 @@ CHOICES = {
 }
 EXTRAS = (
     *("valid_bonus", "dynamic_sampling"),
-    *("suffix_rewards", "suffix_advantages", "across_steps", "per_level"),
+    *("suffix_rewards", "suffix_advantages", "across_steps", "per_level", "beam_rollouts", "thinking_only"),
 )
 
 
@@ -40,8 +47,8 @@ class Objective:
     """A point in the space. `OBJECTIVES` names the points that papers made known.
 
     Args:
-        reward: "exact", "sign" (exact match as 1 and -1) and "graded" are one number a completion; "match", "gated" and
-            "first_error" one a step.
+        reward: "exact", "sign" (exact match as 1 and -1), "ranking", "graded" and "best_of_beam" are one number a
+            completion; "match", "gated" and "first_error" one a step.
         credit: "trajectory" spreads one advantage over all tokens, "step" gives each step its own. A step reward under
             trajectory credit is summed over the steps; an outcome reward under step credit is repeated at every step.
         baseline, scale: see `step_advantages`.
@@ -55,7 +62,8 @@ class Objective:
         extras: "valid_bonus" adds 0.1 for a SID of the catalogue; "dynamic_sampling" resamples groups without spread;
             "suffix_rewards" and "suffix_advantages" give step k the sum over steps k..K, before or after normalising;
             "across_steps" normalises over all G x K values at once; "per_level" normalises every level over the group
-            and sums them before anything else.
+            and sums them before anything else; "beam_rollouts" makes a group of the G likeliest SIDs after one thought;
+            "thinking_only" trains no SID token.
         source: where the objective was published.
     """
 
@@ -79,9 +87,26 @@ class Objective:
             raise InputError(f"extras holds {sorted(unknown)}; known are {', '.join(EXTRAS)}.")
 
     def rewards(
-        self, predicted: Int[Tensor, "B K"], target: Int[Tensor, "B K"], in_catalogue: Bool[Tensor, "B"]
+        self,
+        predicted: Int[Tensor, "B K"],
+        target: Int[Tensor, "B K"],
+        in_catalogue: Bool[Tensor, "B"],
+        group_size: int | None = None,
+        beams: Int[Tensor, "B W K"] | None = None,
     ) -> Float[Tensor, "B K"] | Float[Tensor, "B"]:
-        """The reward as this objective normalises it: (B, K) for step credit and "per_level", else (B,)."""
+        """The reward as this objective normalises it: (B, K) for step credit and "per_level", else (B,).
+
+        Args:
+            group_size: what "ranking" compares within; completions are in beam order.
+            beams: the SIDs that "best_of_beam" looks at, W after the thought of each completion.
+
+        Raises:
+            InputError: a reward without what it needs.
+        """
+        if self.reward == "best_of_beam":
+            if beams is None:
+                raise InputError("the reward 'best_of_beam' needs beams: the SIDs after each completion's thought.")
+            return best_of_beam(beams, target)
         if self.reward in ("match", "gated", "first_error"):
             reward = (
                 first_error(predicted, target)
@@ -94,6 +119,10 @@ class Objective:
         reward = graded_match(predicted, target) if self.reward == "graded" else exact_match(predicted, target)
         if self.reward == "sign":
             reward = 2 * reward - 1
+        if self.reward == "ranking":
+            if group_size is None:
+                raise InputError("the reward 'ranking' needs group_size: a miss is punished by its rank in its group.")
+            reward = ranking_reward(reward, group_size)
         if "valid_bonus" in self.extras:
             reward = reward + VALID_SID_BONUS * in_catalogue.float()
         return reward[:, None].expand(predicted.shape) if self.credit == "step" else reward
@@ -142,6 +171,8 @@ OBJECTIVES: dict[str, Objective] = {
     "process_grpo": Objective(
         "match", "step", beta=1e-3, extras=("across_steps", "suffix_advantages"), source="2402.03300"
     ),
+    "rank_reward": Objective("ranking", "trajectory", beta=1e-3, extras=("beam_rollouts",), source="2510.24431"),
+    "best_of_beam": Objective("best_of_beam", "trajectory", beta=1e-3, extras=("thinking_only",), source="2510.11639"),
     "sign": Objective("sign", "trajectory", baseline="none", scale="none", source="2601.18984, compared there"),
     "vppo": Objective(
         "first_error", "step", scale="none", average="step", extras=("across_steps",), source="2601.18984"

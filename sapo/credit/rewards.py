@@ -47,3 +47,27 @@ def first_error(predicted: Int[Tensor, "B K"], target: Int[Tensor, "B K"]) -> Fl
     """
     prefix = step_match(predicted, target, gated=True)
     return torch.where(prefix[:, -1:] > 0, 1.0, 0.5 * prefix)
+
+
+def ranking_reward(exact: Float[Tensor, "B"], group_size: int) -> Float[Tensor, "B"]:
+    """1 for a hit; for a miss at beam r = 0, 1, ... minus w_r if the group has a hit, else 0; w_r is proportional to
+    1 / log2(r + 2) and sums to 1 over the group (MiniOneRec, arXiv 2510.24431).
+
+    Args:
+        exact: exact matches of whole groups in beam order, best first.
+
+    Raises:
+        InputError: a group size that does not divide B: ranks need whole groups.
+    """
+    if len(exact) % group_size:
+        raise InputError(f"group_size {group_size} does not divide {len(exact)} completions: ranks need whole groups.")
+    groups = exact.view(-1, group_size)
+    weights = 1 / torch.arange(2, group_size + 2, device=exact.device).log2()
+    hit = groups.amax(1, keepdim=True)
+    return (groups - hit * (1 - groups) * weights / weights.sum()).flatten()
+
+
+def best_of_beam(beams: Int[Tensor, "B W K"], target: Int[Tensor, "B K"]) -> Float[Tensor, "B"]:
+    """The most codes that any SID of a completion's own beam has right, position by position (OneRec-Think, arXiv
+    2510.11639, eq. 6). With one beam it is the sum of `step_match`."""
+    return (beams == target[:, None]).sum(2).amax(1).float()

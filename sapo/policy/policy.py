@@ -17,7 +17,7 @@ from sapo.files import disk_errors, write_folder_atomically
 from sapo.policy.beam_search import constrained_beam_search
 from sapo.policy.layout import ReasoningLayout
 from sapo.policy.prompts import THINK_END, THINK_START, history_text, sid_token_ids
-from sapo.policy.rollout import grouped_rollouts
+from sapo.policy.rollout import continue_prompts, grouped_rollouts
 from sapo.progress import progress_bar
 from sapo.semantic_ids.trie import SidTrie
 
@@ -230,17 +230,5 @@ def think(
             thoughts = [
                 policy.tokenizer.decode(draft[kept]) for draft, kept in zip(drafts.completion_ids, blocks, strict=True)
             ]
-            ids, mask = _append(ids, mask, drafts.completion_ids, blocks, policy.tokenizer.pad_token_id)
+            ids, mask = continue_prompts(ids, mask, drafts.completion_ids, blocks, policy.tokenizer.pad_token_id)
         yield Drafts(rows, ids, mask, thoughts)
-
-
-def _append(
-    ids: Int[Tensor, "B P"], mask: Int[Tensor, "B P"], more: Int[Tensor, "B T"], keep: Tensor, pad_id: int
-) -> tuple[Int[Tensor, "B L"], Int[Tensor, "B L"]]:
-    """Put the kept tokens of `more` behind the prompts and pad on the left again."""
-    ids, mask = torch.cat([ids, more], 1), torch.cat([mask.bool(), keep], 1)
-    order = mask.long().argsort(dim=1, stable=True)  # dropped positions first, kept ones in their order
-    ids, mask = ids.gather(1, order), mask.gather(1, order)
-    longest = int(mask.sum(1).max())
-    ids, mask = ids[:, -longest:], mask[:, -longest:]
-    return ids.masked_fill(~mask, pad_id), mask.long()

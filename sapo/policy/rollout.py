@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sapo.errors import BROKEN_WEIGHTS, InputError
+from sapo.policy.beam_search import constrained_beam_search
 from sapo.policy.layout import ReasoningLayout
 from sapo.semantic_ids.trie import SidTrie
 
@@ -154,6 +155,79 @@ def grouped_rollouts(
     model.train(model_was_training)
     token, mask, logp, sampled = (torch.stack(parts, 1) for parts in zip(*columns, strict=True))
     return Rollouts(token, mask, logp, sampled, sids)
+
+
+@torch.no_grad()
+def beam_rollouts(
+    model: "PreTrainedModel",
+    input_ids: Int[Tensor, "B P"],
+    attention_mask: Int[Tensor, "B P"],
+    layout: ReasoningLayout,
+    trie: SidTrie,
+    group_size: int,
+    *,
+    block_budget: int | Sequence[int],
+    min_block_tokens: int = 0,
+    temperature: float = 1.0,
+    generator: torch.Generator | None,
+    pad_id: int,
+    sid_logps: Literal["trie", "full"] = "trie",
+) -> Rollouts:
+    """One sampled thought a prompt, then the G likeliest SIDs after it, best first: the rollouts of MiniOneRec (arXiv
+    2510.24431), which does not think. They are no samples of the policy, so what is made of them is a biased gradient.
+
+    Arguments are those of `grouped_rollouts`. `logps` of the SID tokens are left 0: beams have no sampling probability.
+
+    Raises:
+        InputError: as `grouped_rollouts`; a group larger than the number of SIDs.
+    """
+    drafts = grouped_rollouts(
+        model,
+        input_ids,
+        attention_mask,
+        layout,
+        trie,
+        1,
+        block_budget=block_budget,
+        min_block_tokens=min_block_tokens,
+        temperature=temperature,
+        generator=generator,
+        pad_id=pad_id,
+        sid_logps=sid_logps,
+    )
+    thought = layout.read(drafts.completion_ids).in_block
+    ids, mask = continue_prompts(input_ids, attention_mask, drafts.completion_ids, thought, pad_id)
+    sids = constrained_beam_search(model, ids, mask, trie, layout.sid_token_ids, group_size).sids.flatten(0, 1)
+    if (sids < 0).any():
+        raise InputError(f"a group of {group_size} beams needs as many SIDs, and the catalogue has fewer.")
+    repeated = Rollouts(*(values.repeat_interleave(group_size, 0) for values in drafts))
+    # every row has its K SID tokens last, so that rows fill in order
+    at = repeated.completion_mask & ~thought.repeat_interleave(group_size, 0)
+    levels = range(layout.num_steps)
+    tokens = torch.stack([layout.sid_token_ids[level].to(sids.device)[sids[:, level]] for level in levels], 1)
+    choices = torch.stack([trie.to(sids.device).allowed(sids[:, :level]).sum(1) > 1 for level in levels], 1)
+    return repeated._replace(
+        completion_ids=repeated.completion_ids.masked_scatter(at, tokens),
+        sampled=repeated.sampled.masked_scatter(at, choices),
+        logps=repeated.logps.masked_fill(at, 0.0),
+        sids=sids,
+    )
+
+
+def continue_prompts(
+    input_ids: Int[Tensor, "B P"],
+    attention_mask: Int[Tensor, "B P"],
+    more: Int[Tensor, "B T"],
+    keep: Bool[Tensor, "B T"],
+    pad_id: int,
+) -> tuple[Int[Tensor, "B L"], Int[Tensor, "B L"]]:
+    """Put the kept tokens of `more` behind the prompts and pad on the left again."""
+    ids, mask = torch.cat([input_ids, more], 1), torch.cat([attention_mask.bool(), keep], 1)
+    order = mask.long().argsort(dim=1, stable=True)  # dropped positions first, kept ones in their order
+    ids, mask = ids.gather(1, order), mask.gather(1, order)
+    longest = int(mask.sum(1).max())
+    ids, mask = ids[:, -longest:], mask[:, -longest:]
+    return ids.masked_fill(~mask, pad_id), mask.long()
 
 
 def completion_logps(

@@ -32,12 +32,15 @@ from sapo.credit.rewards import exact_match, step_match
 from sapo.data.catalog import Catalog
 from sapo.data.interactions import Rows, Split
 from sapo.errors import InputError
+from sapo.policy.beam_search import constrained_beam_search
 from sapo.policy.layout import ReasoningLayout
 from sapo.policy.policy import Policy
 from sapo.policy.rollout import (
     Rollouts,
+    beam_rollouts,
     block_budgets,
     completion_logps,
+    continue_prompts,
     end_ids,
     forced_tokens,
     grouped_rollouts,
@@ -71,6 +74,9 @@ class SAPOConfig(GRPOConfig):
     policy's own where None, which is what `recommend` decodes with; otherwise 8."""
     min_block_tokens: int | None = None
     """Fewest words of a thinking block. `from_catalog` takes the policy's own where None; otherwise 0."""
+    reward_beams: int = 32
+    """SIDs after each thought that the objective "best_of_beam" looks at. As many as the catalogue has would always
+    hold the right one."""
     sid_logps: Literal["trie", "full"] = "trie"
     """Log-probabilities of the tokens that the decoder allowed ("trie"), or of the full softmax ("full")."""
 
@@ -121,6 +127,8 @@ class SAPOConfig(GRPOConfig):
             raise InputError(
                 "top_entropy_quantile, entropy_coef and use_adaptive_entropy are not part of any objective here."
             )
+        if self.reward_beams < 1:
+            raise InputError(f"reward_beams is {self.reward_beams}; at least 1.")
         if self.sid_logps not in ("trie", "full"):
             raise InputError(f"sid_logps is {self.sid_logps!r}; use 'trie' or 'full'.")
         for name in UNUSED:
@@ -234,10 +242,8 @@ class SAPOTrainer(GRPOTrainer):
                 "(Policy.save or save_pretrained) and load it from there, or set beta=0."
             )
         self.objective: Objective = OBJECTIVES[args.objective]
-        if rollout_func is not None and "dynamic_sampling" in self.objective.extras:
-            raise InputError(
-                f"objective {args.objective!r} resamples prompts with the built-in rollouts: leave rollout_func out."
-            )
+        if rollout_func is not None and {"dynamic_sampling", "beam_rollouts"} & set(self.objective.extras):
+            raise InputError(f"objective {args.objective!r} makes its rollouts in its own way: leave rollout_func out.")
         self.layout, self.trie = layout, trie
         self._prepared: Rollouts | None = None
         self._update_began = (-1, 0)  # its number, and the micro-step it began at
@@ -310,8 +316,9 @@ class SAPOTrainer(GRPOTrainer):
             list(prompts), return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False
         ).to(device)
         model = self.accelerator.unwrap_model(self.model)
+        rollouts = beam_rollouts if "beam_rollouts" in self.objective.extras else grouped_rollouts
         with disable_gradient_checkpointing(model, self.args.gradient_checkpointing_kwargs):
-            return grouped_rollouts(
+            return rollouts(
                 model,
                 batch["input_ids"],
                 batch["attention_mask"],
@@ -350,8 +357,10 @@ class SAPOTrainer(GRPOTrainer):
         steps = self.layout.token_steps(ids).masked_fill(output["completion_mask"] == 0, -1)
         predicted = _predicted(self.layout, ids)
 
+        beams = self._beams(output) if self.objective.reward == "best_of_beam" else None
+        own = self.objective.rewards(predicted, target, self.trie.contains(predicted), group_size, beams)
         # A group may span processes: normalise over all of them, then keep this one's rows.
-        rewards = self.accelerator.gather(self.objective.rewards(predicted, target, self.trie.contains(predicted)))
+        rewards = self.accelerator.gather(own)
         rewards = rewards + (self._given_reward[:, None] if rewards.dim() == 2 else self._given_reward)
         advantages = self.objective.advantages(rewards, group_size)
         first = self.accelerator.process_index * len(ids)
@@ -360,6 +369,8 @@ class SAPOTrainer(GRPOTrainer):
         output["token_steps"] = steps
         if "tool_mask" not in output:  # an engine that does not say what it forced
             output["tool_mask"] = (~forced_tokens(ids, self.layout, self.trie)).long()
+        if "thinking_only" in self.objective.extras:
+            output["tool_mask"] = output["tool_mask"] * self.layout.read(ids).in_block
         if not self._start_is_checked:
             self._check_start(output)
 
@@ -370,6 +381,18 @@ class SAPOTrainer(GRPOTrainer):
         on_all = self.accelerator.gather(torch.tensor([generated], device=ids.device)).sum()
         self._metrics[mode]["rollouts"].append(on_all.item())
         return output
+
+    def _beams(self, batch: dict[str, Any]) -> Int[Tensor, "B W K"]:
+        """The likeliest SIDs after each completion's thought."""
+        ids = batch["completion_ids"]
+        thought = self.layout.read(ids).in_block & batch["completion_mask"].bool()
+        pad_id = self._tokenizer.pad_token_id
+        prompts, mask = continue_prompts(batch["prompt_ids"], batch["prompt_mask"], ids, thought, pad_id)
+        model = self.accelerator.unwrap_model(self.model)
+        with disable_gradient_checkpointing(model, self.args.gradient_checkpointing_kwargs):
+            return constrained_beam_search(
+                model, prompts, mask, self.trie, self.layout.sid_token_ids, self.args.reward_beams
+            ).sids
 
     def _calculate_rewards(self, *args: Any) -> Float[Tensor, "B F"]:
         rewards = super()._calculate_rewards(*args)
@@ -580,6 +603,10 @@ def _own_rollouts(prompts: list[str], trainer: SAPOTrainer) -> dict[str, Any]:
         whole = len(prompts) % size == 0 and all(
             prompts[row] == prompts[row - row % size] for row in range(len(prompts))
         )
+        if not whole and "beam_rollouts" in trainer.objective.extras:
+            raise InputError(
+                f"{len(prompts)} completions a process hold torn groups; beams of one prompt must stay together."
+            )
         size = size if whole else 1  # a group may span processes
         rollouts = trainer.sample(prompts[::size], size, trainer._seed(0))
     keep = rollouts.completion_mask
