@@ -6,6 +6,7 @@ import pandas as pd
 from artefacts import Artefact, command_line, find_exact, save_figure
 from fig_exact_efficiency import with_gain
 from matplotlib import pyplot as plt
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
@@ -15,16 +16,22 @@ NAME = "fig_exact_phase"
 
 
 def draw(rows: pd.DataFrame) -> Figure:
-    """A panel a group size."""
+    """A row of panels for each group size; one group of the prompt at the left, 256 at the right."""
     rows = rows[rows["layout"] == "blocks_first"]
     sizes = sorted(rows["group_size"].unique())
-    figure, axes = plt.subplots(len(sizes), 1, figsize=(FULL_WIDTH * 0.75, 1.15 * len(sizes) + 0.5), squeeze=False)
-    for ax, size in zip(axes[:, 0], sizes, strict=True):
-        plot_winners(rows[rows["group_size"] == size], ax).set_title(f"groups of {size}")
-        ax.set_xlabel("probability of an exact match" if size == sizes[-1] else "")
-    objectives = list(dict.fromkeys(rows["objective"]))
+    figure, axes = plt.subplots(len(sizes), 2, figsize=(FULL_WIDTH, 1.15 * len(sizes) + 0.5), squeeze=False)
+    for of_row, size in zip(axes, sizes, strict=True):
+        for ax, column, groups in zip(of_row, ("gain", "gain_256"), ("one group", "256 groups"), strict=True):
+            plot_winners(rows[rows["group_size"] == size].assign(gain=rows[column]), ax).set_title(
+                f"{groups} of {size}"
+            )
+            ax.set_xlabel("probability of an exact match" if size == sizes[-1] else "")
+        of_row[1].set_ylabel("")
+    seen = {to_hex(patch.get_facecolor()) for ax in axes.flat for patch in ax.patches}
+    objectives = [name for name in dict.fromkeys(rows["objective"]) if to_hex(method_color(name)) in seen]
     handles = [Patch(color=method_color(name), label=method_label(name)) for name in objectives]
-    figure.legend(handles=handles, loc="outside upper center", ncols=3)
+    handles.append(Patch(facecolor="#bbbbbb", edgecolor="white", hatch="////", label="no clear winner"))
+    figure.legend(handles=handles, loc="outside upper center", ncols=4)
     return figure
 
 
@@ -37,7 +44,7 @@ def main(out: Path, results: Path | None = None) -> list[Artefact]:
     caption = (
         f"Exact, in the worlds of fig_exact_efficiency. The colour of a cell is the objective of the largest "
         f"efficiency, the number how many times GRPO's that is: geometric means over {rows['seed'].nunique()} worlds. "
-        f"Rivals in a cell may lie within the spread of worlds, which fig_exact_efficiency shows."
+        f"Hatched: the 95 % t interval of its lead over some rival, paired by world, holds 0."
     )
     return [Artefact(NAME, "Phase diagram of objectives", caption, "exact", files, path)]
 

@@ -18,6 +18,7 @@ body { font-family: system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; 
 section { border-top: 1px solid #ddd; margin-top: 2rem } img { max-width: 100%; height: auto }
 .scroll { overflow-x: auto } table { border-collapse: collapse; font-size: 0.8rem }
 th, td { padding: 0.2rem 0.6rem; border-bottom: 1px solid #eee; text-align: right; white-space: nowrap }
+#table_claims td { white-space: normal; text-align: left; min-width: 5rem }
 th { border-bottom: 1px solid #222 } code { background: #f4f4f4; padding: 0.1rem 0.3rem }
 .source { font-size: 0.8rem; color: #555 }
 """

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pandas as pd
-from artefacts import Artefact, command_line, find_recorded, save_table
+from artefacts import RECORD, Artefact, command_line, find_recorded, save_table
 
 from sapo.analysis.results import read_csv, to_numbers
 
@@ -32,10 +32,12 @@ def main(out: Path, results: Path | None = None) -> list[Artefact]:
     path = find_recorded(out, results, "claims.csv")
     rows = to_numbers(read_csv(path, (*TEXTS, "value", "low", "high")), ["value", "low", "high"], str(path))
     table = shown(rows)
+    origin = "Of the committed record, not of runs under OUT. " if path.parent == RECORD else ""
     caption = (
-        "Verdicts are computed from the numbers. Exact experiments have intervals over 8 worlds of the laboratory "
-        "(or none, where nothing is random), measured ones over the seeds of the recorded stage-2 rollouts; 95 % t "
-        "intervals. Each command makes its rows again."
+        f"{origin}Verdicts are computed from the numbers: against 1 for ratios, 1/2 for shares of groups, 0 for what "
+        f"is lost. Exact experiments have intervals over 8 worlds of the laboratory, or none where nothing is random, "
+        f"measured ones over the seeds of the recorded stage-2 rollouts; 95 % t intervals. Each command makes its rows "
+        f"again."
     )
     files = save_table(table, out, NAME, caption)
     return [Artefact(NAME, "Claims", caption, "exact, measured", files, path, table)]

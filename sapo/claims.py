@@ -18,12 +18,14 @@ from torch import Tensor
 from sapo.analysis.laboratory import sparse_world
 from sapo.analysis.statistics import Interval, seed_interval
 from sapo.credit.exact import SidWorld, efficiency, expected_update, second_moment, true_gradient
-from sapo.credit.objectives import OBJECTIVES
+from sapo.credit.objectives import OBJECTIVES, Objective, policy_loss
 from sapo.credit.rewards import step_match
 from sapo.data.synthetic import SyntheticCatalogue
 from sapo.errors import InputError
 
-PAPER, REVIEW = "SAPO (2605.17648)", "a review of the paper"
+PAPER, REVIEW, OURS = "SAPO (2605.17648)", "a review of the paper", "our question"
+ITEMS = tuple(sid for index, sid in enumerate(product(range(4), repeat=3)) if index % 5 in (1, 2))  # 26 of 64 SIDs
+RIVALS = (("grpo_graded", "graded GRPO"), ("grpo_step_reward", "GRPO with the same step rewards, summed"))
 WORLDS = range(8)  # seeds of the laboratory's worlds
 COLUMNS = ["claim", "said_by", "experiment", "value", "low", "high", "verdict", "command"]
 
@@ -45,7 +47,7 @@ def ledger(record: Path, only: int | None = None) -> pd.DataFrame:
     """The rows of every claim, or of one, with the command that makes them again.
 
     Args:
-        record: folder with the recorded rollouts.csv and dynamics.csv.
+        record: folder with the recorded rollouts.csv.
 
     Raises:
         InputError: no claim of that number, or a record without the tables.
@@ -76,18 +78,24 @@ def outcome_reward(record: Path) -> Iterator[Finding]:
         *(worst, worst, worst),
         "holds, exactly" if worst == 0 else "fails",
     )
-    for name, rows in _worlds(record / "dynamics.csv"):
-        lengths = rows[rows["metric"].str.fullmatch(r"step/\d+/length") & (rows["method"] == "grpo")]
-        by_seed = lengths.groupby(["seed", "metric"])["value"].mean().unstack()
-        shares = by_seed.div(by_seed.sum(axis=1), axis=0)
-        moved = seed_interval((shares - 1 / shares.shape[1]).abs().sum(axis=1).to_numpy() / 2)
-        yield _finding(
-            "What then remains of SAPO is the weight of a step's length",
-            REVIEW,
-            f"{name}: share of a completion's weight that the step mean moves between steps, against the sequence mean",
-            moved,
-            "nothing remains: steps are equally long" if moved.value < 0.01 else "holds",
-        )
+    weights = {}
+    steps = torch.tensor([[0, 1, 1, 2, 2, 2, 2]])
+    for average in ("sequence", "step"):
+        logps = torch.zeros(1, 7, dtype=torch.float64, requires_grad=True)
+        point = Objective("exact", "trajectory", average=average)
+        policy_loss(
+            point, logps, 0 * logps.detach(), torch.ones_like(logps), steps, steps >= 0, num_steps=3
+        ).loss.backward()
+        assert logps.grad is not None
+        weights[average] = -logps.grad
+    moved = float((weights["step"] - weights["sequence"]).abs().sum() / 2)
+    yield Finding(
+        "What then remains of SAPO is the weight of a step's length",
+        REVIEW,
+        "steps of 1, 2 and 4 trained tokens: share of a completion's weight that the step mean moves between tokens",
+        *(moved, moved, moved),
+        "holds" if moved > 0 else "fails",
+    )
 
 
 def signs(record: Path) -> Iterator[Finding]:
@@ -102,10 +110,10 @@ def signs(record: Path) -> Iterator[Finding]:
             share = _share(seed_interval(shares))
             yield _finding(
                 "Step credit gives the steps of one completion different signs",
-                PAPER,
+                OURS,
                 f"{name}, stage-2 rollouts, groups of {size}: share of completions",
                 share,
-                f"holds, for {share.value:.1%} of completions" if share.low > 0 else "undecided",
+                f"holds, for {share.value:.1%} of completions" if share.value > 0 else "not seen",
             )
 
 
@@ -124,7 +132,7 @@ def starvation(record: Path) -> Iterator[Finding]:
             PAPER,
             f"{name}, stage-2 rollouts, groups of {size}: share of groups whose completions all fare alike",
             starved,
-            "holds" if starved.low > 0.5 else "fails" if starved.high < 0.5 else "undecided",
+            _half(starved, "holds", "fails"),
         )
         for key, what in (("grpo_graded", "a graded reward alone"), ("grpo_step_reward", "summed step rewards alone")):
             repaired = [
@@ -134,13 +142,13 @@ def starvation(record: Path) -> Iterator[Finding]:
             ]
             if not repaired:
                 continue
-            share = seed_interval(repaired)
+            share = _share(seed_interval(repaired))
             yield _finding(
                 "It takes step credit to repair this",
-                PAPER,
+                OURS,
                 f"{name}: what {what}, under trajectory credit, repairs of what SAPO does",
                 share,
-                f"fails: the reward repairs {share.value:.0%}" if share.low > 0.5 else "holds in part",
+                _half(share, "fails: the reward alone repairs more than half", "holds"),
             )
 
 
@@ -159,9 +167,9 @@ def same_maximiser(record: Path) -> Iterator[Finding]:
         yield Finding(
             f"The policy that maximises {'gated ' if goal == 'gated' else ''}step matches maximises exact match",
             f"{PAPER}, proposition",
-            f"{what}: exact match that the maximiser gives away",
+            f"{what}: exact match that the maximiser of matches gives away",
             *(lost, lost, lost),
-            "holds" if lost < 1e-12 else "fails",
+            "holds: nothing is lost" if lost < 1e-12 else "fails",
         )
     world = SyntheticCatalogue()
     catalogue = world.catalog.sids
@@ -174,29 +182,43 @@ def same_maximiser(record: Path) -> Iterator[Finding]:
             f"{PAPER}, proposition",
             "synthetic catalogue, targets as random as 200 histories leave them: exact match given away",
             given_away,
-            "holds" if given_away.value < 1e-12 else "fails, by little" if given_away.high < 0.01 else "fails",
+            "holds: nothing is lost" if given_away.value < 1e-12 else "fails",
         )
 
 
 def sparsity(record: Path) -> Iterator[Finding]:
-    """Claim 5: the gain is largest where exact match is rare; what coupling and density cost."""
-    for coupling, exact_match in product((0.0, 1.0), (0.2, 1e-2, 1e-4)):
-        worlds = [sparse_world(exact_match, coupling, seed=seed) for seed in WORLDS]
-        gain = _ratio("sapo", "grpo", worlds, 16)
+    """Claim 5: the gain is largest where exact match is rare; is it the reward's or the advantage's?"""
+    for coupling, groups in product((0.0, 1.0), (1, 256)):
+        gains = {}
+        for exact_match in (0.2, 1e-2, 1e-4):
+            worlds = [sparse_world(exact_match, coupling, seed=seed) for seed in WORLDS]
+            gains[exact_match] = _log_ratios("sapo", "grpo", worlds, groups)
+            gain = _exp(seed_interval(gains[exact_match]))
+            yield _finding(
+                "A noisy step of SAPO is worth more than one of GRPO",
+                OURS,
+                f"exact, G = 16, coupling {coupling:g}, exact match {exact_match:g}, {_groups(groups)}: efficiency of "
+                "SAPO over that of GRPO",
+                gain,
+                _against_one(gain),
+            )
+        more = [sparse - dense for sparse, dense in zip(gains[1e-4], gains[0.2], strict=True)]
         yield _finding(
             "Step credit gains most where exact match is rare",
             PAPER,
-            f"exact, G = 16, exact match {exact_match:g}, coupling {coupling:g}: efficiency of SAPO over GRPO's",
-            gain,
-            _against_one(gain),
+            f"exact, G = 16, coupling {coupling:g}, {_groups(groups)}: SAPO's gain over GRPO at exact match 0.0001 "
+            "over its gain at 0.2",
+            _exp(seed_interval(more)),
+            _against_one(_exp(seed_interval(more))),
         )
-    for coupling in (0.0, 1.0):
+    for coupling, (key, name) in product((0.0, 1.0), RIVALS):
         worlds = [sparse_world(1e-4, coupling, seed=seed) for seed in WORLDS]
-        gain = _ratio("sapo", "grpo_graded", worlds, 16)
+        gain = _exp(seed_interval(_log_ratios("sapo", key, worlds)))
         yield _finding(
             "The advantage helps, not the reward alone",
-            PAPER,
-            f"exact, G = 16, exact match 1e-4, coupling {coupling:g}: efficiency of SAPO over graded GRPO's",
+            OURS,
+            f"exact, G = 16, coupling {coupling:g}, exact match 0.0001, one group: efficiency of SAPO over that of "
+            f"{name}",
             gain,
             _against_one(gain),
         )
@@ -209,22 +231,26 @@ def chance_matches(record: Path) -> Iterator[Finding]:
         for predicted in _rollouts(rows):
             right = torch.zeros_like(predicted)
             match, gated = step_match(predicted, right), step_match(predicted, right, gated=True)
-            shares.append(float((match - gated).sum() / match[:, 1:].sum().clamp(min=1)))
+            if match[:, 1:].any():  # a seed without any has no share
+                shares.append(float((match - gated).sum() / match[:, 1:].sum()))
+        if not shares:
+            continue
         share = _share(seed_interval(shares))
         yield _finding(
             "Ungated matches pay for chance hits",
-            REVIEW,
+            OURS,
             f"{name}, stage-2 rollouts: share of the matches beyond level 1 that stand under a wrong prefix",
             share,
-            f"holds: {share.value:.0%} of them" if share.low > 0.05 else "undecided",
+            f"holds, {share.value:.0%} of them" if share.value > 0 else "not seen",
         )
-    for exact_match in (0.2, 1e-4):
-        worlds = [sparse_world(exact_match, 0.5, seed=seed) for seed in WORLDS]
-        gain = _ratio("sapo_gated", "sapo", worlds, 16)
+    for (what, items), exact_match in product((("any SID", None), ("26 items of 64", ITEMS)), (0.2, 1e-3)):
+        worlds = [sparse_world(exact_match, 0.5, seed=seed, catalogue=items) for seed in WORLDS]
+        gain = _exp(seed_interval(_log_ratios("sapo_gated", "sapo", worlds)))
         yield _finding(
             "Gating would be better",
-            REVIEW,
-            f"exact, G = 16, exact match {exact_match:g}, coupling .5: efficiency of gated SAPO over SAPO's",
+            OURS,
+            f"exact, G = 16, coupling 0.5, exact match {exact_match:g}, {what}, one group: efficiency of gated SAPO "
+            "over SAPO's",
             gain,
             _against_one(gain),
         )
@@ -232,40 +258,35 @@ def chance_matches(record: Path) -> Iterator[Finding]:
 
 def division_by_std(record: Path) -> Iterator[Finding]:
     """Claim 7: dividing by the std over-weights prompts that are nearly always or nearly never right."""
-    for key in ("grpo", "dr_grpo"):
-        pulls = []
-        for seed in WORLDS:
-            weights = []
-            for exact_match in (0.01, 0.5):
-                world = sparse_world(exact_match, seed=seed)
-                gradient = true_gradient(world)
-                weights.append(float(expected_update(key, world, 16) @ gradient / (gradient @ gradient)))
-            pulls.append(weights[0] / weights[1])
-        pull = seed_interval(pulls)
-        yield _finding(
-            "Dividing by the std over-weights hard prompts",
+    for key, exact_match in product(("grpo", "dr_grpo"), (0.01, 0.9)):
+        weights = []
+        for probability in (exact_match, 0.5):
+            world = sparse_world(probability)
+            gradient = true_gradient(world)
+            weights.append(float(expected_update(key, world, 16) @ gradient / (gradient @ gradient)))
+        pull = weights[0] / weights[1]
+        yield Finding(
+            "Dividing by the std over-weights prompts that are hard or easy",
             "Dr. GRPO (2503.20783)",
-            f"exact, G = 16, {key}: weight of the true gradient at exact match .01 over that at .5",
-            pull,
-            "holds" if pull.low > 1.01 else "no weight moves" if abs(pull.value - 1) < 0.01 else "the other way round",
+            f"exact, G = 16, {key}: weight of the true gradient at exact match {exact_match:g} over that at 0.5",
+            *(pull, pull, pull),
+            "weighs all alike" if abs(pull - 1) < 0.01 else _against_one(Interval(pull, pull, pull)),
         )
 
 
 def layout(record: Path) -> Iterator[Finding]:
     """Claim 8: all blocks first, or block k right before code k?"""
     for coupling, key in product((0.0, 1.0), ("sapo", "sapo_suffix")):
-        ratios = []
-        for seed in WORLDS:
-            apart, together = (
-                _efficiency(key, sparse_world(1e-2, coupling, name, seed), 16)
-                for name in ("blocks_first", "interleaved")
-            )
-            ratios.append(math.log(together / apart))
-        gain = _exp(seed_interval(ratios))
+        together, apart = (
+            _log_ratios(key, "grpo", [sparse_world(1e-2, coupling, name, seed) for seed in WORLDS])
+            for name in ("interleaved", "blocks_first")
+        )
+        gain = _exp(seed_interval([a - b for a, b in zip(together, apart, strict=True)]))
         yield _finding(
-            "Step credit does better with block k right before code k",
-            "open question",
-            f"exact, G = 16, exact match .01, coupling {coupling:g}, {key}: efficiency interleaved over blocks first",
+            "Step credit gains more over GRPO with block k right before code k",
+            OURS,
+            f"exact, G = 16, coupling {coupling:g}, exact match 0.01, {key}: gain over GRPO interleaved, over that "
+            "with blocks first",
             gain,
             _against_one(gain),
         )
@@ -287,6 +308,11 @@ def _share(interval: Interval) -> Interval:
     return Interval(interval.value, max(interval.low, 0.0), min(interval.high, 1.0))
 
 
+def _half(share: Interval, more: str, less: str) -> str:
+    """Whether an interval lies above or below one half."""
+    return more if share.low > 0.5 else less if share.high < 0.5 else "undecided"
+
+
 def _against_one(ratio: Interval) -> str:
     if ratio.low > 1:
         return f"holds, {ratio.value:.3g} times"
@@ -301,14 +327,21 @@ def _advantages(key: str, predicted: Int[Tensor, "B K"], size: int) -> Tensor:
     return OBJECTIVES[key].advantages(rewards, size)
 
 
-def _efficiency(key: str, world: SidWorld, size: int) -> float:
-    return efficiency(expected_update(key, world, size), second_moment(key, world, size), true_gradient(world))
+def _log_ratios(key: str, other: str, worlds: list[SidWorld], groups: int = 1) -> list[float]:
+    """Logarithm of the ratio of two efficiencies, for each world, G = 16."""
+    logs = []
+    for world in worlds:
+        gradient = true_gradient(world)
+        ours, theirs = (
+            efficiency(expected_update(name, world, 16), second_moment(name, world, 16), gradient, groups)
+            for name in (key, other)
+        )
+        logs.append(math.log(ours / theirs))
+    return logs
 
 
-def _ratio(key: str, other: str, worlds: list[SidWorld], size: int) -> Interval:
-    """Geometric mean over worlds of the ratio of two efficiencies."""
-    logs = [math.log(_efficiency(key, world, size) / _efficiency(other, world, size)) for world in worlds]
-    return _exp(seed_interval(logs))
+def _groups(number: int) -> str:
+    return "one group" if number == 1 else f"{number} groups of the prompt"
 
 
 def _exp(interval: Interval) -> Interval:
@@ -325,7 +358,7 @@ def _lost(
     pairs = (items[:, None] == targets).double()  # (N, M, K)
     exact = probs @ pairs.prod(2).T
     worth = probs @ (pairs.cumprod(2) if goal == "gated" else pairs).sum(2).T
-    best = worth == worth.amax(1, keepdim=True)
+    best = worth >= worth.amax(1, keepdim=True) - 1e-9
     return exact.amax(1) - exact.masked_fill(~best, -1.0).amax(1)  # a tie is broken in favour of the claim
 
 

@@ -138,12 +138,16 @@ class Publish:
 
 @dataclass(frozen=True)
 class Claims:
-    """Test the claims of the paper and its critics: each a number with an interval and a computed verdict."""
+    """Test the claims of the paper and its critics: each a number with an interval and a computed verdict.
+
+    1 an outcome reward makes step credit trajectory credit, 2 signs differ within a completion, 3 starvation, 4 who
+    maximises matches maximises exact match, 5 sparsity, 6 chance matches, 7 division by the std, 8 the layout.
+    """
 
     only: int | None = None
-    """Print the rows of this claim and write nothing; all, into claims.csv, where left out."""
-    record: Path = Path("paper_figures/data")
-    """Folder of the recorded rollouts.csv and dynamics.csv, and of claims.csv."""
+    """Number of one claim, which is printed and not written; all, into RECORD/claims.csv, where left out."""
+    record: Path = Path(__file__).resolve().parent.parent / "paper_figures" / "data"
+    """Folder of the recorded rollouts.csv, and of claims.csv."""
 
     def __call__(self) -> None:
         from sapo.claims import ledger
@@ -163,9 +167,9 @@ class Claims:
 class Lab:
     """Sweep the laboratory: exact efficiency, bias and silence of objectives, from dense to sparse. Some minutes."""
 
-    to: Path = Path("paper_figures/data")
-    """Folder of exact.csv."""
-    worlds: int = 4
+    to: Path = Path("paper_figures/out")
+    """Folder of exact.csv, from which `sapo figures --out` of the same folder draws."""
+    worlds: int = 8
     """Worlds a cell, over which intervals are taken."""
 
     def __call__(self) -> None:

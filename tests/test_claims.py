@@ -17,7 +17,7 @@ RECORD = Path(__file__).resolve().parent.parent / "paper_figures" / "data"
 
 @pytest.fixture
 def record(tmp_path):
-    """Two seeds of 2 prompts x 4 completions on 2 levels, and the lengths of two steps, all counted by hand below."""
+    """Two seeds of 2 prompts x 4 completions on 2 levels, counted by hand below."""
     match = {
         0: [[(1, 1), (0, 1), (0, 0), (0, 0)], [(0, 0)] * 4],
         1: [[(1, 1), (1, 0), (0, 0), (0, 0)], [(1, 0), (0, 1), (0, 0), (0, 0)]],
@@ -31,12 +31,6 @@ def record(tmp_path):
         for k, hit in enumerate(hits)
     ]
     pd.DataFrame(rows).to_csv(tmp_path / "rollouts.csv", index=False)
-    lengths = [
-        {**world, "method": "grpo", "seed": seed, "step": 5, "metric": f"step/{k}/length", "value": value}
-        for seed in (0, 1)
-        for k, value in ((1, 2.0), (2, 6.0))
-    ]
-    pd.DataFrame(lengths).to_csv(tmp_path / "dynamics.csv", index=False)
     return tmp_path
 
 
@@ -44,8 +38,8 @@ def test_outcome_reward_and_lengths(record):
     rows = ledger(record, 1)
     assert rows["value"].iloc[0] == 0
     assert rows["verdict"].iloc[0] == "holds, exactly"
-    # steps of 2 and 6 tokens have 1/4 and 3/4 of a sequence mean's weight, 1/2 each of a step mean's
-    assert rows["value"].iloc[1] == pytest.approx(0.25)
+    # of 7 tokens each weighs 1/7, or 1/3, 1/6 and 1/12: (1/3 - 1/7) + 2 (1/6 - 1/7) = 5/21 go to the first three
+    assert rows["value"].iloc[1] == pytest.approx(5 / 21)
     assert rows["verdict"].iloc[1] == "holds"
 
 
@@ -55,6 +49,7 @@ def test_signs_by_hand(record):
     row = ledger(record, 2).iloc[0]
     assert row["value"] == pytest.approx((1 / 8 + 3 / 8) / 2)
     assert row["low"] == 0  # two seeds; the bound is that of a share
+    assert row["verdict"] == "holds, for 25.0% of completions"
 
 
 def test_starvation_by_hand(record):
@@ -64,6 +59,7 @@ def test_starvation_by_hand(record):
     # SAPO is silent in 1/2 of seed 0's groups, so that nothing is left to repair there, and in none of seed 1's, whose
     # second group a graded reward tells apart as well: (1, 0) is worth 1/2.
     assert rows[rows["experiment"].str.contains("graded")]["value"].item() == pytest.approx(1.0)
+    assert rows["verdict"].iloc[0] == "undecided"
 
 
 def test_chance_matches_by_hand(record):
@@ -82,6 +78,9 @@ def test_maximisers_by_hand():
     rows = ledger(RECORD, 4)
     assert (rows["verdict"].str.startswith("holds") == (rows["value"] < 1e-12)).all()
     assert rows["value"].max() == pytest.approx(0.4)
+    # (0, 0) and (1, 0) are worth the same: a tie is broken in favour of the claim, whatever the last bit says
+    targets, probs = torch.tensor([[0, 0], [1, 1], [1, 2]]), torch.tensor([[0.3, 0.1, 0.2]]).double()
+    assert _lost(items, targets, probs / probs.sum(), "match").item() == pytest.approx(0)
 
 
 def test_verdicts_follow_from_intervals():
@@ -109,21 +108,24 @@ def test_claims_of_the_laboratory_are_ratios_over_its_worlds(monkeypatch):
     """On two worlds a claim. The recorded rows are of eight."""
     monkeypatch.setattr("sapo.claims.WORLDS", range(2))
     rows = ledger(RECORD, 5).set_index("experiment")
-    worlds = [sparse_world(1e-2, 1.0, seed=seed) for seed in range(2)]
     ratio = 1.0
-    for world in worlds:
+    for seed in range(2):
+        world = sparse_world(1e-2, 1.0, seed=seed)
         gradient = true_gradient(world)
         sapo, grpo = (
             efficiency(expected_update(key, world, 16), second_moment(key, world, 16), gradient)
             for key in ("sapo", "grpo")
         )
         ratio *= (sapo / grpo) ** 0.5
-    cell = "exact, G = 16, exact match 0.01, coupling 1: efficiency of SAPO over GRPO's"
-    assert rows.loc[cell, "value"] == pytest.approx(ratio)
+    cell = "exact, G = 16, coupling 1, exact match {}, one group: efficiency of SAPO over that of GRPO"
+    assert rows.loc[cell.format("0.01"), "value"] == pytest.approx(ratio)
+    more = "exact, G = 16, coupling 1, one group: SAPO's gain over GRPO at exact match 0.0001 over its gain at 0.2"
+    sparse, dense = (rows.loc[cell.format(rarity), "value"] for rarity in ("0.0001", "0.2"))
+    assert rows.loc[more, "value"] == pytest.approx(sparse / dense)
     # With 0/1 rewards the expected update is the gradient times E[A | hit] - E[A | miss]; without the std that is 1.
-    weights = ledger(RECORD, 7)["value"].tolist()
-    assert weights[1] == pytest.approx(1)
-    assert weights[0] > 1.5
+    hard, easy, *unscaled = ledger(RECORD, 7)["value"].tolist()
+    assert unscaled == pytest.approx([1, 1])
+    assert hard > easy > 1.2
     layouts = ledger(RECORD, 8)
     assert len(layouts) == 4
     assert (layouts["low"] < layouts["value"]).all()

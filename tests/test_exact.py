@@ -17,7 +17,7 @@ from sapo.credit.exact import (
     silent_share,
     true_gradient,
 )
-from sapo.credit.objectives import OBJECTIVES, policy_loss
+from sapo.credit.objectives import OBJECTIVES, Objective, policy_loss
 from sapo.errors import InputError
 
 # 8 trajectories, 512 groups of 3. Both second codes are only children, so no second token is trained.
@@ -34,6 +34,7 @@ FREE = SidWorld(level_sizes=(2, 2), num_words=2, targets=((0, 1), (1, 1)), coupl
 RAGGED = SidWorld(
     level_sizes=(2, 3), num_words=2, targets=((0, 1),), catalogue=((0, 0), (0, 1), (1, 2)), coupling=0.3, seed=2
 )
+ONE = SidWorld(level_sizes=(3,), num_words=2, targets=((1,),), seed=5)
 WIDE = SidWorld(level_sizes=(3, 3, 3), num_words=2, targets=((0, 1, 2), (2, 1, 0)), coupling=0.4, seed=4)
 
 
@@ -74,7 +75,9 @@ CLOSED = [key for key in OBJECTIVES if key not in ("dapo", *WITH_BEAMS)]
 
 
 @pytest.mark.parametrize("key", CLOSED)
-@pytest.mark.parametrize(("world", "size"), [(TINY, 3), (FREE, 2), (RAGGED, 2)], ids=["trie", "free", "ragged"])
+@pytest.mark.parametrize(
+    ("world", "size"), [(TINY, 3), (FREE, 2), (RAGGED, 2), (ONE, 3)], ids=["trie", "free", "ragged", "one step"]
+)
 def test_expected_update_is_the_mean_over_all_groups(key, world, size):
     objective = OBJECTIVES[key]
     probs, updates, silent = groups_written_out(objective, world, size)
@@ -147,6 +150,30 @@ def test_outcome_reward_makes_step_credit_the_trajectory_credit():
     torch.testing.assert_close(outcome, grpo, atol=1e-15, rtol=0)
 
 
+def test_one_step_makes_sapo_grpo():
+    torch.testing.assert_close(expected_update("sapo", ONE, 6), expected_update("grpo", ONE, 6), atol=1e-15, rtol=0)
+    torch.testing.assert_close(second_moment("sapo", ONE, 6), second_moment("grpo", ONE, 6), atol=1e-15, rtol=0)
+
+
+def test_worlds_share_what_they_have_in_common():
+    """Another coupling or layout leaves every table that both have as it was, so that the two can be paired."""
+
+    def tables(world):
+        sizes = [math.prod(shape) for shape in world._shapes.values()]
+        return dict(zip(world._shapes, world.theta.split(sizes), strict=True))
+
+    first = tables(WIDE)
+    for other in (replace(WIDE, coupling=0.0), replace(WIDE, layout="interleaved"), replace(WIDE, coupling=0.9)):
+        common = [name for name, table in tables(other).items() if name in first and "block1|previous" not in name]
+        assert len(common) > 8
+        for name in common:
+            if first[name].shape == tables(other)[name].shape:
+                assert torch.equal(first[name], tables(other)[name])
+    moved = WIDE.at(WIDE.theta * 0)
+    assert float(moved.value("exact")) == pytest.approx(1 / 27)
+    assert float(WIDE.value("exact")) != pytest.approx(1 / 27)
+
+
 def test_blocks_reach_other_tokens_only_through_the_coupling():
     loose = replace(WIDE, coupling=0.0)
     steps, theta = loose.num_steps, loose.theta.clone()
@@ -177,6 +204,9 @@ def test_efficiency_is_a_share_and_knows_a_noiseless_update():
     assert efficiency(gradient, gradient @ gradient, gradient) == pytest.approx(1)
     update, moment = expected_update("sapo", WIDE, 8), second_moment("sapo", WIDE, 8)
     assert 0 < efficiency(update, moment, gradient) < 1
+    # the mean of many groups has no noise left, only bias
+    many = efficiency(update, moment, gradient, groups=10**9)
+    assert many == pytest.approx(float(torch.cosine_similarity(update, gradient, dim=0)) ** 2)
     # noise falls with the group: twice the completions, less second moment
     assert second_moment("dr_grpo", WIDE, 16) < second_moment("dr_grpo", WIDE, 8)
 
@@ -223,8 +253,17 @@ def test_bad_worlds_say_so():
         expected_update("sap", TINY, 2)
     with pytest.raises(InputError, match="at least 2"):
         expected_update("sapo", TINY, 1)
-    with pytest.raises(InputError, match="'ranking' needs group_size"):
+    with pytest.raises(InputError, match="'ranking' is of beams"):
         expected_update("rank_reward", TINY, 2)
+    with pytest.raises(InputError, match="mixes the credit of its steps"):
+        expected_update(Objective("match", "step", ratio="sequence_sum"), TINY, 2)
+    never = SidWorld((1, 1), 2, targets=((0, 0),))  # one SID: always right
+    with pytest.raises(InputError, match="no group of this world has any signal"):
+        expected_update("dapo", never, 2, given_signal=True)
+    with pytest.raises(InputError, match="at least one word"):
+        SidWorld(num_words=0)
+    with pytest.raises(InputError, match="together 1"):
+        SidWorld(target_probs=(math.nan,))
     with pytest.raises(InputError, match="'token' average"):
         expected_update("dapo", RAGGED, 2)
     with pytest.raises(InputError, match="goal is 'outcome'"):

@@ -120,6 +120,22 @@ def test_rewards_by_hand(key):
     torch.testing.assert_close(rewards, torch.tensor(REWARDS[key]))
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (("exact", "trajectory", ("per_level",)), "per_level needs trajectory credit and a step reward"),
+        (("match", "step", ("per_level",)), "per_level needs trajectory credit"),
+        (("match", "trajectory", ("across_steps",)), "across_steps needs step credit"),
+        (("match", "trajectory", ("suffix_rewards",)), "suffix_rewards needs step credit"),
+        (("match", "step", ("valid_bonus",)), "valid_bonus needs an outcome reward"),
+    ],
+)
+def test_extras_that_would_do_nothing_are_refused(fields, message):
+    reward, credit, extras = fields
+    with pytest.raises(InputError, match=message):
+        Objective(reward, credit, extras=extras)
+
+
 def test_rewards_that_need_more_than_a_completion_say_so():
     codes = torch.zeros(4, 3, dtype=torch.long), torch.zeros(4, 3, dtype=torch.long), torch.ones(4, dtype=torch.bool)
     with pytest.raises(InputError, match="'ranking' needs group_size"):

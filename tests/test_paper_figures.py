@@ -351,7 +351,9 @@ def fake_exact() -> pd.DataFrame:
     table = pd.DataFrame(index, columns=["objective", "exact_match", "coupling", "group_size", "seed"])
     factor = np.where(table["objective"] == "grpo", 1.0, np.where(table["exact_match"] < 0.1, 2.0, 0.5))
     world = 0.1 * (1 + table["seed"]) * table["exact_match"]
-    return table.assign(layout="blocks_first", efficiency=factor * world, cosine=0.9, silent=0.3, improvement=0.8)
+    return table.assign(
+        layout="blocks_first", efficiency=factor * world, efficiency_256=world, cosine=0.9, silent=0.3, improvement=0.8
+    )
 
 
 def test_gain_is_over_grpo_in_the_same_world():
@@ -360,6 +362,7 @@ def test_gain_is_over_grpo_in_the_same_world():
     assert gains.loc[("grpo", 0.2)].tolist() == pytest.approx([1, 1])
     assert gains.loc[("sapo", 1e-3)].tolist() == pytest.approx([2, 2])
     assert gains.loc[("sapo", 0.2)].tolist() == pytest.approx([0.5, 0.5])
+    assert rows["gain_256"].tolist() == pytest.approx([1.0] * len(rows))
     with pytest.raises(InputError, match="no row of grpo"):
         import_module("fig_exact_efficiency").with_gain(fake_exact().query("objective == 'sapo'"))
 
@@ -372,7 +375,10 @@ def test_phase_diagram_names_the_winner_of_each_cell():
     for coupling in (0, 1):  # columns go from dense to sparse
         assert cells[(0, coupling)] == METHOD_COLORS["grpo"]
         assert cells[(1, coupling)] == METHOD_COLORS["sapo"]
-    assert [text.get_text() for text in ax.texts] == ["1×", "2×"] * 2
+    assert [text.get_text() for text in ax.texts] == ["1.0×", "2.0×"] * 2
+    assert not any(patch.get_hatch() for patch in ax.patches)
+    tied = rows.assign(gain=np.where(rows["objective"] == "grpo", 1.0, 0.5 + 0.5 * rows["seed"]))
+    assert all(patch.get_hatch() for patch in plot_winners(tied[tied["group_size"] == 4]).patches)
 
 
 def test_curves_against_sparsity_are_means_over_worlds():

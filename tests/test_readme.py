@@ -74,16 +74,23 @@ def test_real_data_are_those_of_the_record():
 
 
 def test_efficiencies_are_those_of_the_ledger():
-    claims = pd.read_csv(ROOT / "paper_figures" / "data" / "claims.csv").set_index("experiment")["value"]
-    start = "exact, G = 16, exact match "
-    dense, sparse = (claims[f"{start}{rarity}, coupling 0: efficiency of SAPO over GRPO's"] for rarity in (0.2, 0.0001))
-    graded = claims[f"{start}1e-4, coupling 0: efficiency of SAPO over graded GRPO's"]
+    claims = pd.read_csv(ROOT / "paper_figures" / "data" / "claims.csv").set_index("experiment")
     text = " ".join(README.split())
-    assert (
-        f"worth {sparse:.0f} of GRPO's where one completion in 10,000 is right, and {dense:.1f} where one in 5 is"
-        in text
-    )
-    assert f"{graded:.1f} of graded GRPO's" in text
+    start, end = "exact, G = 16, coupling 0, exact match ", ": efficiency of SAPO over that of "
+    for cell, rival, shown in (
+        (
+            "0.0001, one group",
+            "GRPO",
+            "worth {:.0f} [{:.0f}, {:.0f}] of GRPO's where one completion in 10,000 is right",
+        ),
+        ("0.2, one group", "GRPO", "and {:.2f} [{:.2f}, {:.2f}] where one in 5 is"),
+        ("0.0001, one group", "GRPO with the same step rewards, summed", "summed, it is {:.2f} [{:.2f}, {:.2f}]"),
+        ("0.01, 256 groups of the prompt", "GRPO", "at one in 100 right, SAPO's step is worth {:.2f} [{:.2f}, {:.2f}]"),
+    ):
+        row = claims.loc[f"{start}{cell}{end}{rival}"]
+        assert shown.format(row["value"], row["low"], row["high"]) in text
+    lost = claims.filter(regex="^synthetic catalogue, targets as random", axis=0)["value"]
+    assert (lost == 0).all()
 
 
 def test_the_record_is_of_the_recipe_as_it_stands(rows):

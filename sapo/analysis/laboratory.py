@@ -20,7 +20,7 @@ from sapo.credit.exact import (
 )
 from sapo.progress import progress_bar
 
-RIVALS = ("grpo", "grpo_graded", "sapo", "sapo_gated", "sapo_suffix", "vppo")
+RIVALS = ("grpo", "grpo_graded", "grpo_step_reward", "sapo", "sapo_gated", "sapo_suffix")
 COLUMNS = ("objective", "layout", "exact_match", "coupling", "group_size", "seed")
 
 
@@ -29,21 +29,22 @@ class Sweep:
     """The grid. Three levels of four codes, two words a block, one target: 512 trajectories."""
 
     objectives: tuple[str, ...] = RIVALS
-    exact_match: tuple[float, ...] = (0.2, 0.05, 1e-2, 1e-3, 1e-4, 1e-5)
+    exact_match: tuple[float, ...] = (0.2, 0.05, 1e-2, 1e-3, 1e-4)
     """Probability that a completion is right."""
     coupling: tuple[float, ...] = (0.0, 0.5, 1.0)
     """What block j says to token k != j, against what its own block says."""
     group_size: tuple[int, ...] = (4, 8, 16)
     layout: tuple[str, ...] = ("blocks_first",)
-    seeds: tuple[int, ...] = (0, 1, 2, 3)
+    seeds: tuple[int, ...] = tuple(range(8))
 
 
 def sweep(grid: Sweep) -> pd.DataFrame:
     """One row an objective and cell: `COLUMNS`, then
 
-    efficiency (how much a noisy step of the best length improves the expected exact match), cosine (of the expected
-    update with the true gradient of it), silent (share of groups without any credit), and improvement (what one step
-    of KL 1e-3 along the expected update gains, as a share of what the true gradient gains).
+    efficiency and efficiency_256 (how much a noisy step of the best length improves the expected exact match, with one
+    group and with 256 groups of the prompt), cosine (of the expected update with the true gradient), silent (share of
+    groups without any credit), and improvement (what one step of KL 1e-3 along the expected update gains, as a share of
+    what the true gradient gains).
     """
     cells = list(product(grid.layout, grid.exact_match, grid.coupling, grid.seeds))
     rows = []
@@ -52,11 +53,12 @@ def sweep(grid: Sweep) -> pd.DataFrame:
         gradient = true_gradient(world)
         best = improvement(world, gradient)
         for objective, size in product(grid.objectives, grid.group_size):
-            update = expected_update(objective, world, size)
+            update, moment = expected_update(objective, world, size), second_moment(objective, world, size)
             rows.append(
                 {
                     **dict(zip(COLUMNS, (objective, layout, exact_match, coupling, size, seed), strict=True)),
-                    "efficiency": efficiency(update, second_moment(objective, world, size), gradient),
+                    "efficiency": efficiency(update, moment, gradient),
+                    "efficiency_256": efficiency(update, moment, gradient, groups=256),
                     "cosine": float(torch.cosine_similarity(update, gradient, dim=0)),
                     "silent": silent_share(objective, world, size),
                     "improvement": improvement(world, update) / best,
@@ -65,7 +67,14 @@ def sweep(grid: Sweep) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def sparse_world(exact_match: float, coupling: float = 0.0, layout: str = "blocks_first", seed: int = 0) -> SidWorld:
+def sparse_world(
+    exact_match: float,
+    coupling: float = 0.0,
+    layout: str = "blocks_first",
+    seed: int = 0,
+    catalogue: tuple[tuple[int, ...], ...] | None = None,
+) -> SidWorld:
     """The world of a cell."""
-    world = SidWorld((4, 4, 4), 2, targets=((0, 1, 2),), coupling=coupling, layout=layout, seed=seed)
+    target = ((0, 1, 2),)
+    world = SidWorld((4, 4, 4), 2, target, catalogue=catalogue, coupling=coupling, layout=layout, seed=seed)
     return world.with_exact_match(exact_match)

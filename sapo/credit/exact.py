@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import combinations_with_replacement, product
+from zlib import crc32
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -85,7 +86,9 @@ class SidWorld:
             raise InputError("targets holds a SID that is not in the catalogue, so that no completion can be right.")
         probs = [1 / len(self.targets)] * len(self.targets) if self.target_probs is None else self.target_probs
         self.goal_probs = torch.tensor(probs, dtype=torch.float64)
-        if len(probs) != len(self.targets) or min(probs) < 0 or abs(sum(probs) - 1) > 1e-9:
+        if self.num_words < 1:
+            raise InputError(f"num_words is {self.num_words}; a block chooses from at least one word.")
+        if len(probs) != len(self.targets) or not min(probs) >= 0 or not abs(sum(probs) - 1) < 1e-9:
             raise InputError(f"target_probs {list(probs)} must be one probability a target, together 1.")
         count = self.num_words**steps * len(items)
         if count > MOST_TRAJECTORIES:
@@ -117,9 +120,10 @@ class SidWorld:
         return shapes
 
     def _draw(self) -> Float[Tensor, "P"]:
-        generator = torch.Generator().manual_seed(self.seed)
         parts = []
         for name, shape in self._shapes.items():
+            # A table of its own seed: worlds of another coupling or layout share all that they have in common.
+            generator = torch.Generator().manual_seed(crc32(f"{self.seed} {name}".encode()))
             values = self.sharpness * torch.randn(shape, generator=generator, dtype=torch.float64)
             if "|" not in name and name.startswith("token"):
                 values[self.target_sids[0, int(name[5:])]] += self.skill
@@ -198,6 +202,12 @@ class SidWorld:
         probs = self.probs if theta is None else self.log_probs(theta).sum(1).exp()
         return probs @ self.goals(goal)
 
+    def at(self, theta: Float[Tensor, "P"]) -> "SidWorld":
+        """The same world with the policy at other parameters."""
+        world = replace(self)
+        world.theta = theta
+        return world
+
     def with_exact_match(self, probability: float) -> "SidWorld":
         """The same world with the `skill` at which an exact match has this probability.
 
@@ -243,11 +253,16 @@ def expected_update(
             credit = credit[:, 0]
         by_token = _weights(case.objective, world) * case.objective.to_tokens(credit, world.token_steps)
         update += prob * world.pull_back(world.probs[:, None] * by_token)
-    return update / (1 - silent_share(objective, world, group_size)) if given_signal else update
+    if not given_signal:
+        return update
+    signal = 1 - silent_share(objective, world, group_size)
+    if signal < 1e-12:
+        raise InputError("given_signal: no group of this world has any signal.")
+    return update / signal
 
 
 def second_moment(objective: Objective | str, world: SidWorld, group_size: int) -> Float[Tensor, ""]:
-    """E ||g||^2 of the update of one group. Less ||E[g]||^2 it is the variance.
+    """E ||g||^2 of the update of one group. Less ||E[g]||^2 it is the variance, which n groups divide by n.
 
     Raises:
         InputError: as `expected_update`.
@@ -284,12 +299,20 @@ def sampled_updates(
     return credit.view(num_groups, group_size, -1).mean(1)
 
 
-def efficiency(update: Float[Tensor, "P"], moment: Float[Tensor, ""], gradient: Float[Tensor, "P"]) -> float:
-    """(E[g] . grad J)^2 / (E ||g||^2 ||grad J||^2), between 0 and 1.
+def efficiency(
+    update: Float[Tensor, "P"], moment: Float[Tensor, ""], gradient: Float[Tensor, "P"], groups: int = 1
+) -> float:
+    """(E[g] . grad J)^2 / (E ||g||^2 ||grad J||^2), between 0 and 1, of the mean g of a number of groups.
 
-    A noisy step of the best length improves J in proportion to it: with curvature L the expected gain of a step of
-    length eta is eta E[g] . grad J - eta^2 L E ||g||^2 / 2.
+    A noisy step of the best length improves J in proportion to it: with curvature L in all directions the expected
+    gain of a step of length eta is eta E[g] . grad J - eta^2 L E ||g||^2 / 2. The groups are of this one prompt. With
+    many of them the noise is gone, and what is left is the squared cosine of E[g] and grad J.
+
+    Args:
+        update, moment: of one group, `expected_update` and `second_moment`.
     """
+    bias_only = update @ update
+    moment = bias_only + (moment - bias_only) / groups
     return float((update @ gradient) ** 2 / (moment * (gradient @ gradient)).clamp(min=1e-300))
 
 
@@ -396,7 +419,8 @@ class _Case:
             shape = (len(some), len(rest), -1, -1)
             groups = torch.cat([some[:, None].expand(shape), rest.expand(shape)], 2)
             rows = groups.flatten(0, 2)
-            flat = rows[:, 0] if self.rewards.shape[1] == 1 and self.objective.credit == "trajectory" else rows
+            one_number = self.objective.credit == "trajectory" and "per_level" not in self.objective.extras
+            flat = rows[:, 0] if one_number else rows
             values = self.objective.advantages(flat, self.group_size)
             parts.append(values.view(*groups.shape[:3], -1))
         return torch.cat(parts), log_weights.exp()
@@ -405,6 +429,12 @@ class _Case:
 def _cases(objective: Objective | str, world: SidWorld, group_size: int) -> list[tuple[Float[Tensor, ""], _Case]]:
     """The objective for every target, with the probability of that target."""
     chosen = _named(objective)
+    if chosen.reward in ("ranking", "best_of_beam"):
+        raise InputError(
+            f"the reward {chosen.reward!r} is of beams, which are no samples of the policy: no closed form."
+        )
+    if chosen.credit == "step" and chosen.ratio in ("sequence", "sequence_sum"):
+        raise InputError("a ratio of the whole sequence mixes the credit of its steps: no closed form here.")
     if chosen.baseline == "batch":  # a batch of one group
         chosen = replace(chosen, baseline="group")
     if chosen.scale == "batch":

@@ -85,6 +85,16 @@ class Objective:
                 raise InputError(f"{name} is {getattr(self, name)!r}; an objective knows {', '.join(words)}.")
         if unknown := set(self.extras) - set(EXTRAS):
             raise InputError(f"extras holds {sorted(unknown)}; known are {', '.join(EXTRAS)}.")
+        by_step, stepwise = self.credit == "step", self.reward in ("match", "gated", "first_error")
+        for name, fits, what in (
+            ("across_steps", by_step, "step credit"),
+            ("suffix_advantages", by_step, "step credit"),
+            ("suffix_rewards", by_step and stepwise, "step credit and a step reward"),
+            ("per_level", not by_step and stepwise, "trajectory credit and a step reward"),
+            ("valid_bonus", not stepwise, "an outcome reward"),
+        ):
+            if name in self.extras and not fits:
+                raise InputError(f"{name} needs {what}; this is reward {self.reward!r} with {self.credit} credit.")
 
     def rewards(
         self,
@@ -164,6 +174,7 @@ OBJECTIVES: dict[str, Objective] = {
     "rloo": Objective(
         "exact", "trajectory", baseline="leave_one_out", scale="none", ratio="sequence_sum", source="2402.14740"
     ),
+    # Over the completions of the batch, as TRL approximates it; the paper whitens over their tokens.
     "reinforce_plus_plus": Objective("exact", "trajectory", baseline="batch", scale="batch", source="2501.03262"),
     "gdpo": Objective(
         "match", "trajectory", baseline="batch", scale="batch", extras=("per_level",), source="2601.05242"
