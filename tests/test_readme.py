@@ -73,6 +73,14 @@ def test_real_data_are_those_of_the_record():
         assert f"{gain.value:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]" in README
 
 
+def test_what_grpo_gains_on_industrial_is_that_of_the_record():
+    results = read_results(ROOT / "paper_figures" / "data" / "results.csv")
+    rows = results[(results["dataset"] == "industrial_full") & (results["metric"] == "ndcg@10")]
+    values = rows[rows["preset"] == "quick"].set_index(["method", "seed"])["value"]
+    gain = seed_interval((values["grpo"] - values["stage2"]).to_numpy(float))
+    assert f"of stage 2 by {gain.value:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]" in " ".join(README.split())
+
+
 def test_efficiencies_are_those_of_the_ledger():
     claims = pd.read_csv(ROOT / "paper_figures" / "data" / "claims.csv").set_index("experiment")
     text = " ".join(README.split())
@@ -153,3 +161,12 @@ def test_files_that_it_names_exist():
         assert (ROOT / "notebooks" / f"{name}.ipynb").is_file(), name
     for name in re.findall(r"\]\((?!http)([^)]+)\)", README):
         assert (ROOT / name).is_file(), name
+
+
+def test_the_snippet_without_a_trainer_runs():
+    snippet = re.findall(r"```python\n(import torch.*?)```", README, flags=re.DOTALL)[0]
+    names: dict = {}
+    exec(snippet, names)
+    # step 1 is right three times of four: (1 - 3/4) / (1/2 + 1e-4) on its two tokens
+    assert names["advantages"][0, :2].tolist() == pytest.approx([0.25 / 0.5001] * 2)
+    assert names["advantages"].shape == (4, 5)
