@@ -55,8 +55,8 @@ def credit(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame
 
 
 def main(out: Path, results: Path | None = None) -> list[Artefact]:
-    """One figure a data set, from rollouts.csv: dataset, split, preset, seed, prompt, rollout, level, match."""
-    path = find_input(out, results, "rollouts.csv")
+    """One figure a data set, from rollouts.csv.gz: dataset, split, preset, seed, prompt, rollout, level, match."""
+    path = find_input(out, results, "rollouts.csv.gz")
     artefacts = []
     for suffix, world, rows in read_worlds(path, (), ("seed", "prompt", "rollout", "level", "match")):
         try:

@@ -47,7 +47,7 @@ def ledger(record: Path, only: int | None = None) -> pd.DataFrame:
     """The rows of every claim, or of one, with the command that makes them again.
 
     Args:
-        record: folder with the recorded rollouts.csv.
+        record: folder with the recorded rollouts.csv.gz.
 
     Raises:
         InputError: no claim of that number, or a record without the tables.
@@ -100,7 +100,7 @@ def outcome_reward(record: Path) -> Iterator[Finding]:
 
 def signs(record: Path) -> Iterator[Finding]:
     """Claim 2: steps of one completion get credit of different sign."""
-    for name, rows in _worlds(record / "rollouts.csv"):
+    for name, rows in _worlds(record / "rollouts.csv.gz"):
         largest = rows["rollout"].nunique()
         for size in [g for g in (4, 8, 16) if g <= largest]:
             shares = []
@@ -119,7 +119,7 @@ def signs(record: Path) -> Iterator[Finding]:
 
 def starvation(record: Path) -> Iterator[Finding]:
     """Claim 3: an exact match leaves most groups without signal; what repairs it, the reward or the advantage?"""
-    for name, rows in _worlds(record / "rollouts.csv"):
+    for name, rows in _worlds(record / "rollouts.csv.gz"):
         size = rows["rollout"].nunique()
         silent: dict[str, list[float]] = {key: [] for key in ("grpo", "grpo_graded", "grpo_step_reward", "sapo")}
         for predicted in _rollouts(rows):
@@ -226,7 +226,7 @@ def sparsity(record: Path) -> Iterator[Finding]:
 
 def chance_matches(record: Path) -> Iterator[Finding]:
     """Claim 6: ungated matches pay for chance hits under a wrong prefix."""
-    for name, rows in _worlds(record / "rollouts.csv"):
+    for name, rows in _worlds(record / "rollouts.csv.gz"):
         shares = []
         for predicted in _rollouts(rows):
             right = torch.zeros_like(predicted)

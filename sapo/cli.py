@@ -125,7 +125,7 @@ class Publish:
     """Add the finished results under OUT to the committed record that figures fall back on."""
 
     out: Path = Path("paper_figures/out")
-    """Folder with results.csv, dynamics.csv and rollouts.csv."""
+    """Folder with results.csv, dynamics.csv and rollouts.csv.gz."""
     to: Path = Path("paper_figures/data")
     """The record."""
 
@@ -147,7 +147,7 @@ class Claims:
     only: int | None = None
     """Number of one claim, which is printed and not written; all, into RECORD/claims.csv, where left out."""
     record: Path = Path(__file__).resolve().parent.parent / "paper_figures" / "data"
-    """Folder of the recorded rollouts.csv, and of claims.csv."""
+    """Folder of the recorded rollouts.csv.gz, and of claims.csv."""
 
     def __call__(self) -> None:
         from sapo.claims import ledger

@@ -4,7 +4,7 @@ A recipe says everything that decides a result. It unfolds into runs, each with 
 identity (config, data, code, parent run) is finished under OUT is skipped; one that was stopped is resumed.
 
     references ──────────────────────────────────────────────┐
-    seed s: stage 1 ─┬─ stage 2 ─┬─ sapo, each learning rate ─┼─ results.csv, dynamics.csv, rollouts.csv
+    seed s: stage 1 ─┬─ stage 2 ─┬─ sapo, each learning rate ─┼─ results.csv, dynamics.csv, rollouts.csv.gz
                      │           └─ grpo, each learning rate ─┤
                      └─ stage 2 without thinking ─────────────┘
 """
@@ -48,6 +48,7 @@ from sapo.training.sft import train_supervised
 Stage = Literal["stage1", "stage2", "stage2_no_thinking"]
 KS = (1, 5, 10)
 WORLD = ["dataset", "split", "preset"]
+BOOKKEEPING = r"^completions/|/std$|^num_tokens$|^step_time$|/reward_mean$"  # stays in a run's log.csv
 SUPERVISED: tuple[Stage, ...] = ("stage1", "stage2", "stage2_no_thinking")
 
 
@@ -88,7 +89,7 @@ def train_supervised_stage(job: Job, seed: int, stage: Stage) -> None:
     if stage != "stage1":
         metrics, counts = _validate(job, policy)
     if stage == "stage2":
-        write_table(stage2_rollouts(job, policy, seed), folder.path / "rollouts.csv")
+        write_table(stage2_rollouts(job, policy, seed), folder.path / "rollouts.csv.gz")
     folder.write_card(metrics)
     folder.finish(time.monotonic() - began, config.updates, metrics, counts)
 
@@ -244,7 +245,7 @@ def stage2_rollouts(job: Job, policy: Policy, seed: int) -> pd.DataFrame:
 
 
 def run(job: Job, workers: int | None = None) -> pd.DataFrame:
-    """Do what is not done yet, then write `results.csv`, `dynamics.csv` and `rollouts.csv` under `job.out`.
+    """Do what is not done yet, then write `results.csv`, `dynamics.csv` and `rollouts.csv.gz` under `job.out`.
 
     Args:
         workers: processes side by side, each with one thread (small models gain nothing from more); by default the
@@ -313,9 +314,12 @@ def collect(job: Job, chosen: dict[str, float]) -> pd.DataFrame:
     tables = [pd.read_csv(references_folder(job).path / "test.csv")]
     tables += [pd.read_csv(folder.path / name) for folder in runs for name in ("metrics.csv", "test.csv")]
     results = pd.concat(tables)
-    curves = [folder.table("log.csv") for folder in runs if folder.row["method"] in OBJECTIVES]
+    curves = [
+        curve[~curve["metric"].str.contains(BOOKKEEPING)]
+        for curve in (folder.table("log.csv") for folder in runs if folder.row["method"] in OBJECTIVES)
+    ]
     no_curves = pd.DataFrame(columns=[*WORLD, "method", "seed", "step", "metric", "value"])
-    stage2 = [folder.table("rollouts.csv") for folder in runs if folder.row["method"] == "stage2"]
+    stage2 = [folder.table("rollouts.csv.gz") for folder in runs if folder.row["method"] == "stage2"]
     _add_tables(results, pd.concat(curves) if curves else no_curves, pd.concat(stage2).drop(columns="method"), out)
     return results
 
@@ -332,12 +336,12 @@ def publish(out: str | Path, record: str | Path) -> list[Path]:
     if not (out / "results.csv").is_file():
         raise InputError(f"{out} holds no results.csv: `sapo run --out {out}` writes it once its runs are finished.")
     results = read_results(out / "results.csv")
-    curves, rollouts = (pd.read_csv(out / name) for name in ("dynamics.csv", "rollouts.csv"))
+    curves, rollouts = (pd.read_csv(out / name) for name in ("dynamics.csv", "rollouts.csv.gz"))
     _add_tables(results, curves, rollouts, record)
     runs = read_runs(out)
     runs = runs[runs["run"].map(lambda run: Path(run).name).isin(results["run"])]
     write_table(pd.concat([_others(read_recorded_runs(record), runs, [*WORLD, "method"]), runs]), record / "runs.csv")
-    return [record / name for name in ("results.csv", "dynamics.csv", "rollouts.csv", "runs.csv")]
+    return [record / name for name in ("results.csv", "dynamics.csv", "rollouts.csv.gz", "runs.csv")]
 
 
 @dataclass(frozen=True, eq=False)
@@ -486,7 +490,7 @@ def _add_tables(results: pd.DataFrame, curves: pd.DataFrame, rollouts: pd.DataFr
     if (folder / "results.csv").is_file():
         results = pd.concat([_others(read_results(folder / "results.csv"), results, [*WORLD, "method"]), results])
     write_results(results, folder / "results.csv")
-    for table, name, key in ((curves, "dynamics.csv", [*WORLD, "method"]), (rollouts, "rollouts.csv", WORLD)):
+    for table, name, key in ((curves, "dynamics.csv", [*WORLD, "method"]), (rollouts, "rollouts.csv.gz", WORLD)):
         path = folder / name
         kept = [_others(pd.read_csv(path), table, key)] if path.is_file() else []
         write_table(pd.concat([*kept, table]), path)

@@ -30,7 +30,7 @@ def record(tmp_path):
         for r, hits in enumerate(group)
         for k, hit in enumerate(hits)
     ]
-    pd.DataFrame(rows).to_csv(tmp_path / "rollouts.csv", index=False)
+    pd.DataFrame(rows).to_csv(tmp_path / "rollouts.csv.gz", index=False)
     return tmp_path
 
 
@@ -135,8 +135,8 @@ def test_claims_of_the_laboratory_are_ratios_over_its_worlds(monkeypatch):
 def test_bad_input(record):
     with pytest.raises(InputError, match="there is no claim 9; there are 1, 2"):
         ledger(record, 9)
-    (record / "rollouts.csv").unlink()
-    with pytest.raises(InputError, match=r"no .*rollouts\.csv"):
+    (record / "rollouts.csv.gz").unlink()
+    with pytest.raises(InputError, match=r"no .*rollouts\.csv\.gz"):
         ledger(record, 2)
 
 

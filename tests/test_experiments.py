@@ -104,7 +104,7 @@ def test_curves_and_rollouts_come_out(finished):
     assert set(curves["method"]) == {"sapo", "grpo", "sapo_outcome_reward"}
     assert {"reward", "kl", "rewards/exact/mean", "step/1/length", "step/3/frac_zero_spread"} <= set(curves["metric"])
     assert set(curves[curves["metric"] == "reward"]["step"]) == {2, 4}
-    rollouts = pd.read_csv(out / "rollouts.csv")
+    rollouts = pd.read_csv(out / "rollouts.csv.gz")
     assert len(rollouts) == 2 * 5 * 4 * 3  # seeds x prompts x completions x levels
     assert set(rollouts["match"]) <= {0, 1}
     assert list((out / "runs").glob("*/seed0/sapo-lr*/completions/*.parquet"))
@@ -303,7 +303,7 @@ def test_results_of_a_method_are_replaced_as_a_whole(finished, tmp_path):
     _, out, results = finished
     experiments.publish(out, tmp_path)
     fewer = results[(results["method"] == "sapo") & (results["seed"] == 0)].assign(value=0.5)
-    curves, rollouts = pd.read_csv(out / "dynamics.csv"), pd.read_csv(out / "rollouts.csv")
+    curves, rollouts = pd.read_csv(out / "dynamics.csv"), pd.read_csv(out / "rollouts.csv.gz")
     experiments._add_tables(fewer, curves, rollouts, tmp_path)
     merged = read_results(tmp_path / "results.csv")
     assert set(merged[merged["method"] == "sapo"]["seed"]) == {0}
@@ -328,7 +328,7 @@ def test_publish_adds_to_the_record(finished, tmp_path):
     first = (tmp_path / "results.csv").read_bytes()
     publish(out, tmp_path)  # the same rows replace themselves
     assert (tmp_path / "results.csv").read_bytes() == first
-    assert len(pd.read_csv(tmp_path / "rollouts.csv")) == len(pd.read_csv(out / "rollouts.csv"))
+    assert len(pd.read_csv(tmp_path / "rollouts.csv.gz")) == len(pd.read_csv(out / "rollouts.csv.gz"))
     runs = pd.read_csv(tmp_path / "runs.csv")  # where each number's run is told of, and no other run
     assert {Path(run).name for run in runs["run"]} == set(read_results(out / "results.csv")["run"])
     assert runs[["started", "hardware", "identity"]].notna().all(axis=None)

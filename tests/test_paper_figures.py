@@ -74,7 +74,7 @@ def out(tmp_path) -> Path:
     """A folder as `sapo run` leaves it."""
     write_results(fake_results(), tmp_path / "results.csv")
     fake_dynamics().to_csv(tmp_path / "dynamics.csv", index=False)
-    fake_rollouts().to_csv(tmp_path / "rollouts.csv", index=False)
+    fake_rollouts().to_csv(tmp_path / "rollouts.csv.gz", index=False)
     for seed in range(2):
         folder = tmp_path / "runs" / "office" / f"seed{seed}" / "sapo-lr0.001"
         folder.mkdir(parents=True)
@@ -106,7 +106,7 @@ def test_make_all_writes_every_artefact_and_an_index(out):
         "figures",
         "index.html",
         "results.csv",
-        "rollouts.csv",
+        "rollouts.csv.gz",
         "runs",
         "tables",
     ]
@@ -246,7 +246,7 @@ def test_dynamics_has_a_panel_a_level(levels):
 
 def test_several_worlds_have_a_figure_each(out):
     rollouts = fake_rollouts(prompts=4)
-    pd.concat([rollouts, rollouts.assign(dataset="toy", split="leave_one_out")]).to_csv(out / "rollouts.csv")
+    pd.concat([rollouts, rollouts.assign(dataset="toy", split="leave_one_out")]).to_csv(out / "rollouts.csv.gz")
     made = import_module("fig_advantage_distributions").main(out)
     assert [artefact.name for artefact in made] == [
         "fig_advantage_distributions-office-published_test-quick",
@@ -269,8 +269,8 @@ def test_results_option_and_record(out, tmp_path, monkeypatch):
     (out / "dynamics.csv").unlink()
     with pytest.raises(InputError, match=r"no dynamics\.csv"):  # the record is not mixed with results of one's own
         artefacts.find_input(out, None, "dynamics.csv")
-    with pytest.raises(InputError, match=r"no rollouts\.csv"):
-        artefacts.find_input(empty, None, "rollouts.csv")
+    with pytest.raises(InputError, match=r"no rollouts\.csv\.gz"):
+        artefacts.find_input(empty, None, "rollouts.csv.gz")
 
 
 @pytest.mark.parametrize(
@@ -282,10 +282,10 @@ def test_results_option_and_record(out, tmp_path, monkeypatch):
         ("fig_training_dynamics", "dynamics.csv", lambda t: t.assign(method="dapo"), "no rows of sapo or grpo"),
         ("fig_training_dynamics", "dynamics.csv", lambda t: pd.concat([t, t]), "two values for one"),
         ("fig_training_dynamics", "dynamics.csv", lambda t: t.assign(value="x"), "line 2: value is 'x'"),
-        ("fig_advantage_distributions", "rollouts.csv", lambda t: t.iloc[1:], "every rollout of every prompt"),
-        ("fig_advantage_distributions", "rollouts.csv", lambda t: t.assign(match=2), "other than 0 and 1"),
-        ("fig_advantage_distributions", "rollouts.csv", lambda t: t[t["rollout"] == 0], "group_size is 1"),
-        ("fig_advantage_distributions", "rollouts.csv", lambda t: t.assign(split="all"), "unknown split 'all'"),
+        ("fig_advantage_distributions", "rollouts.csv.gz", lambda t: t.iloc[1:], "every rollout of every prompt"),
+        ("fig_advantage_distributions", "rollouts.csv.gz", lambda t: t.assign(match=2), "other than 0 and 1"),
+        ("fig_advantage_distributions", "rollouts.csv.gz", lambda t: t[t["rollout"] == 0], "group_size is 1"),
+        ("fig_advantage_distributions", "rollouts.csv.gz", lambda t: t.assign(split="all"), "unknown split 'all'"),
         (
             "table_component_ablation",
             "results.csv",

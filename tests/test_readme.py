@@ -127,7 +127,7 @@ def test_sharpening_is_that_of_the_record(rows):
 
 
 def test_shares_of_silent_groups_are_those_of_the_record():
-    match = quick_synthetic("rollouts.csv")
+    match = quick_synthetic("rollouts.csv.gz")
     match = match.pivot(index=["seed", "prompt", "rollout"], columns="level", values="match")
     match["exact"] = match.min(axis=1)
     groups = match.groupby(["seed", "prompt"])
