@@ -83,8 +83,8 @@ def learning_rates(rows: pd.DataFrame) -> str:
 
 
 def main(out: Path, results: Path | None = None) -> list[Artefact]:
-    """One figure a data set, from dynamics.csv: dataset, split, preset, method, seed, step, metric, value."""
-    path = find_input(out, results, "dynamics.csv")
+    """One figure a data set, from dynamics.csv.gz: dataset, split, preset, method, seed, step, metric, value."""
+    path = find_input(out, results, "dynamics.csv.gz")
     artefacts = []
     for suffix, world, everything in read_worlds(path, ("method", "metric"), ("seed", "step", "value")):
         rows = everything[everything["method"].isin(METHODS)]

@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # the same names once more, for editors and type checkers
     from sapo.credit.rewards import exact_match as exact_match
     from sapo.credit.rewards import graded_match as graded_match
     from sapo.credit.rewards import step_match as step_match
+    from sapo.credit.values import value_loss as value_loss
     from sapo.data.catalog import Catalog as Catalog
     from sapo.data.interactions import Interactions as Interactions
     from sapo.data.synthetic import SyntheticCatalogue as SyntheticCatalogue
@@ -56,6 +57,7 @@ _HOME = {
     "Objective": "sapo.credit.objectives",
     "OBJECTIVES": "sapo.credit.objectives",
     "policy_loss": "sapo.credit.objectives",
+    "value_loss": "sapo.credit.values",
     "SidWorld": "sapo.credit.exact",
     "expected_update": "sapo.credit.exact",
     "true_gradient": "sapo.credit.exact",

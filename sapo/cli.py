@@ -34,6 +34,8 @@ class Run:
     """Objectives trained with the first seeds; the preset's where left out."""
     updates: int | None = None
     """Updates of stage 3; the preset's where left out."""
+    iterations: int | None = None
+    """Updates from each batch of rollouts; the preset's where left out. With more than one, ratios and clips act."""
     workers: int | None = None
     """Processes side by side, one thread each; by default one a core, at most 4, and 1 with a GPU."""
 
@@ -44,7 +46,7 @@ class Run:
         from sapo.experiments import run
         from sapo.runs import Job
 
-        for name in ("seeds", "updates", "workers"):
+        for name in ("seeds", "updates", "iterations", "workers"):
             _at_least_one(name, getattr(self, name))
         recipe = recipes.preset(self.preset, on_data=self.data is not None)
         if self.seeds is not None:
@@ -55,10 +57,12 @@ class Run:
             recipe = replace(recipe, objectives=self.objectives)
         if self.ablations is not None:
             recipe = replace(recipe, ablations=self.ablations)
+        stage3, name = recipe.stage3, recipe.preset  # another name, so that its rows are not taken for the preset's
         if self.updates is not None:
-            # another name, so that its rows are not taken for the preset's
-            name = f"{recipe.preset}-{self.updates}updates"
-            recipe = replace(recipe, preset=name, stage3=replace(recipe.stage3, updates=self.updates))
+            stage3, name = replace(stage3, updates=self.updates), f"{name}-{self.updates}updates"
+        if self.iterations is not None:
+            stage3, name = replace(stage3, num_iterations=self.iterations), f"{name}-{self.iterations}iterations"
+        recipe = replace(recipe, preset=name, stage3=stage3)
         data = None if self.data is None else str(self.data)
         results = run(Job(recipe, str(self.out), data, self.sids, self.split), self.workers)
         shown = results[results["metric"].isin(["recall@10", "ndcg@10"])]
@@ -125,7 +129,7 @@ class Publish:
     """Add the finished results under OUT to the committed record that figures fall back on."""
 
     out: Path = Path("paper_figures/out")
-    """Folder with results.csv, dynamics.csv and rollouts.csv.gz."""
+    """Folder with results.csv, dynamics.csv.gz and rollouts.csv.gz."""
     to: Path = Path("paper_figures/data")
     """The record."""
 

@@ -4,7 +4,7 @@ A recipe says everything that decides a result. It unfolds into runs, each with 
 identity (config, data, code, parent run) is finished under OUT is skipped; one that was stopped is resumed.
 
     references ──────────────────────────────────────────────┐
-    seed s: stage 1 ─┬─ stage 2 ─┬─ sapo, each learning rate ─┼─ results.csv, dynamics.csv, rollouts.csv.gz
+    seed s: stage 1 ─┬─ stage 2 ─┬─ sapo, each learning rate ─┼─ results, dynamics and rollouts
                      │           └─ grpo, each learning rate ─┤
                      └─ stage 2 without thinking ─────────────┘
 """
@@ -113,6 +113,7 @@ def train_stage3(job: Job, seed: int, objective: str, learning_rate: float) -> N
         max_steps=settings.updates,
         per_device_train_batch_size=settings.prompts * settings.group_size,
         num_generations=settings.group_size,
+        num_iterations=settings.num_iterations,
         temperature=settings.temperature,
         learning_rate=learning_rate,
         weight_decay=settings.weight_decay,
@@ -122,7 +123,7 @@ def train_stage3(job: Job, seed: int, objective: str, learning_rate: float) -> N
         log_completions=True,
         num_completions_to_print=0,
         save_strategy="steps",
-        save_steps=max(1, settings.updates // 4),
+        save_steps=max(1, settings.updates // settings.num_iterations // 4) * settings.num_iterations,
         save_total_limit=2,
         seed=seed,
         disable_tqdm=True,
@@ -245,7 +246,7 @@ def stage2_rollouts(job: Job, policy: Policy, seed: int) -> pd.DataFrame:
 
 
 def run(job: Job, workers: int | None = None) -> pd.DataFrame:
-    """Do what is not done yet, then write `results.csv`, `dynamics.csv` and `rollouts.csv.gz` under `job.out`.
+    """Do what is not done yet, then write `results.csv`, `dynamics.csv.gz` and `rollouts.csv.gz` under `job.out`.
 
     Args:
         workers: processes side by side, each with one thread (small models gain nothing from more); by default the
@@ -336,12 +337,12 @@ def publish(out: str | Path, record: str | Path) -> list[Path]:
     if not (out / "results.csv").is_file():
         raise InputError(f"{out} holds no results.csv: `sapo run --out {out}` writes it once its runs are finished.")
     results = read_results(out / "results.csv")
-    curves, rollouts = (pd.read_csv(out / name) for name in ("dynamics.csv", "rollouts.csv.gz"))
+    curves, rollouts = (pd.read_csv(out / name) for name in ("dynamics.csv.gz", "rollouts.csv.gz"))
     _add_tables(results, curves, rollouts, record)
     runs = read_runs(out)
     runs = runs[runs["run"].map(lambda run: Path(run).name).isin(results["run"])]
     write_table(pd.concat([_others(read_recorded_runs(record), runs, [*WORLD, "method"]), runs]), record / "runs.csv")
-    return [record / name for name in ("results.csv", "dynamics.csv", "rollouts.csv.gz", "runs.csv")]
+    return [record / name for name in ("results.csv", "dynamics.csv.gz", "rollouts.csv.gz", "runs.csv")]
 
 
 @dataclass(frozen=True, eq=False)
@@ -490,7 +491,7 @@ def _add_tables(results: pd.DataFrame, curves: pd.DataFrame, rollouts: pd.DataFr
     if (folder / "results.csv").is_file():
         results = pd.concat([_others(read_results(folder / "results.csv"), results, [*WORLD, "method"]), results])
     write_results(results, folder / "results.csv")
-    for table, name, key in ((curves, "dynamics.csv", [*WORLD, "method"]), (rollouts, "rollouts.csv.gz", WORLD)):
+    for table, name, key in ((curves, "dynamics.csv.gz", [*WORLD, "method"]), (rollouts, "rollouts.csv.gz", WORLD)):
         path = folder / name
         kept = [_others(pd.read_csv(path), table, key)] if path.is_file() else []
         write_table(pd.concat([*kept, table]), path)

@@ -19,6 +19,8 @@ class RLConfig:
     """G, completions a prompt."""
     learning_rates: tuple[float, ...] = (1e-4, 3e-4)
     """The grid. Each objective gets all of it on the first seed; validation NDCG@10 chooses."""
+    num_iterations: int = 1
+    """Updates from each batch of rollouts. With one the ratio is 1, and clipping and its units change nothing."""
     temperature: float = 1.0
     """Of rollouts and log-probabilities."""
     weight_decay: float = 0.01

@@ -1,5 +1,6 @@
 """Runs on disk: what data they see, what each is, and whether it is finished."""
 
+import gzip
 import hashlib
 import json
 import os
@@ -245,10 +246,10 @@ def read_recorded_runs(record: Path) -> pd.DataFrame:
 
 
 def write_table(table: pd.DataFrame, path: Path) -> None:
-    """A CSV, whole or absent; gzip without a time stamp where its name ends in .gz."""
-    packed: Any = {"method": "gzip", "mtime": 1} if path.suffix == ".gz" else None
+    """A CSV, whole or absent; gzip where its name ends in .gz, without time stamp and name: same table, same bytes."""
+    content = table.to_csv(index=False, lineterminator="\n").encode()
     with write_atomically(path) as temporary:
-        table.to_csv(temporary, index=False, compression=packed)
+        temporary.write_bytes(gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
 
 
 @lru_cache(maxsize=1)

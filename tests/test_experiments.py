@@ -100,7 +100,7 @@ def test_the_learning_rate_is_the_best_of_the_grid_on_validation(finished):
 
 def test_curves_and_rollouts_come_out(finished):
     _, out, _ = finished
-    curves = pd.read_csv(out / "dynamics.csv")
+    curves = pd.read_csv(out / "dynamics.csv.gz")
     assert set(curves["method"]) == {"sapo", "grpo", "sapo_outcome_reward"}
     assert {"reward", "kl", "rewards/exact/mean", "step/1/length", "step/3/frac_zero_spread"} <= set(curves["metric"])
     assert set(curves[curves["metric"] == "reward"]["step"]) == {2, 4}
@@ -303,7 +303,7 @@ def test_results_of_a_method_are_replaced_as_a_whole(finished, tmp_path):
     _, out, results = finished
     experiments.publish(out, tmp_path)
     fewer = results[(results["method"] == "sapo") & (results["seed"] == 0)].assign(value=0.5)
-    curves, rollouts = pd.read_csv(out / "dynamics.csv"), pd.read_csv(out / "rollouts.csv.gz")
+    curves, rollouts = pd.read_csv(out / "dynamics.csv.gz"), pd.read_csv(out / "rollouts.csv.gz")
     experiments._add_tables(fewer, curves, rollouts, tmp_path)
     merged = read_results(tmp_path / "results.csv")
     assert set(merged[merged["method"] == "sapo"]["seed"]) == {0}
@@ -316,10 +316,10 @@ def test_stages_1_and_2_alone_are_a_job_too(finished, tmp_path):
     stages = replace(job.recipe, objectives=(), ablations=())
     results = run(Job(stages, str(tmp_path)), workers=1)
     assert set(results["method"]) == {"popularity", "cooccurrence", "optimum", "stage2", "stage2_no_thinking"}
-    assert list(pd.read_csv(tmp_path / "dynamics.csv")) == list(pd.read_csv(out / "dynamics.csv"))
-    assert not len(pd.read_csv(tmp_path / "dynamics.csv"))
+    assert list(pd.read_csv(tmp_path / "dynamics.csv.gz")) == list(pd.read_csv(out / "dynamics.csv.gz"))
+    assert not len(pd.read_csv(tmp_path / "dynamics.csv.gz"))
     run(Job(job.recipe, str(tmp_path)), workers=1)  # RL joins them later
-    assert (tmp_path / "dynamics.csv").read_bytes() == (out / "dynamics.csv").read_bytes()
+    assert (tmp_path / "dynamics.csv.gz").read_bytes() == (out / "dynamics.csv.gz").read_bytes()
 
 
 def test_publish_adds_to_the_record(finished, tmp_path):
@@ -352,3 +352,13 @@ def test_real_data_takes_the_published_pairs_where_there_are_some(shared_data):
     assert (office.name, office.split.name, len(office.split.test)) == ("office", "published_test", 4866)
     other = load_world(Job(TINY, "", str(shared_data / "office"), sids="sids_mimigenrec", split="leave_one_out"))
     assert (other.name, other.split.name) == ("office-mimigenrec", "leave_one_out")
+
+
+@pytest.mark.parametrize("name", ["table.csv", "table.csv.gz"])
+def test_same_table_same_bytes(name, tmp_path):
+    table = pd.DataFrame({"a": [1, 2], "b": ["x", "y"]})
+    paths = tmp_path / "one" / name, tmp_path / "other" / name
+    for path in paths:
+        runs.write_table(table, path)
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+    assert pd.read_csv(paths[0]).equals(table)

@@ -43,13 +43,20 @@ MEANING = {  # reward, credit, scale, ratio, average, epsilon, epsilon_high
     "process_grpo": ("match", "step", "group", "token", "sequence", 0.2, 0.2),
     "rloo": ("exact", "trajectory", "none", "sequence_sum", "sequence", 0.2, 0.2),
     "reinforce_plus_plus": ("exact", "trajectory", "batch", "token", "sequence", 0.2, 0.2),
+    "rlvr": ("verified", "token", "batch", "token", "token", 0.2, 0.2),
     "gdpo": ("match", "trajectory", "batch", "token", "sequence", 0.2, 0.2),
     "vppo": ("first_error", "step", "none", "token", "step", 0.2, 0.2),
     "sign": ("sign", "trajectory", "none", "token", "sequence", 0.2, 0.2),
     "rank_reward": ("ranking", "trajectory", "group", "token", "sequence", 0.2, 0.2),
     "best_of_beam": ("best_of_beam", "trajectory", "group", "token", "sequence", 0.2, 0.2),
 }
-BASELINES = {"rloo": "leave_one_out", "reinforce_plus_plus": "batch", "gdpo": "batch", "sign": "none"}
+BASELINES = {
+    "rloo": "leave_one_out",
+    "reinforce_plus_plus": "batch",
+    "gdpo": "batch",
+    "sign": "none",
+    "rlvr": "value",
+}
 WITHOUT_KL = ("dr_grpo", "dapo", "gspo", "rloo", "reinforce_plus_plus", "gdpo", "vppo", "sign")
 EXTRAS = {
     "dapo": ("dynamic_sampling",),
@@ -60,7 +67,9 @@ EXTRAS = {
     "sapo_suffix": ("suffix_rewards",),
     "rank_reward": ("beam_rollouts",),
     "best_of_beam": ("thinking_only",),
+    "rlvr": ("kl_in_reward",),
 }
+OF_GROUPS = [key for key in MEANING if key != "rlvr"]  # whose advantages compare completions
 
 
 def test_every_key_is_listed_here():
@@ -95,6 +104,7 @@ GATED = [[1.0, 1.0, 1.0], [1.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0] * 3, [0.0] * 3
 REWARDS = {
     **dict.fromkeys(["grpo", "dr_grpo", "dapo", "gspo", "rloo", "reinforce_plus_plus"], OUTCOME),
     "sign": [2 * reward - 1 for reward in OUTCOME],
+    "rlvr": [10 * reward for reward in OUTCOME],
     "grpo_graded": [1.1, 0.6, 0.25, 0.1, 0.0, 0.0],  # 2^-(3 - m) for m > 0 leading codes, and 0.1 where valid
     **dict.fromkeys(["rank_grpo", "sapo", "sapo_sequence_mean", "process_grpo", "gdpo"], MATCH),
     "sapo_gated": GATED,
@@ -128,6 +138,8 @@ def test_rewards_by_hand(key):
         (("match", "trajectory", ("across_steps",)), "across_steps needs step credit"),
         (("match", "trajectory", ("suffix_rewards",)), "suffix_rewards needs step credit"),
         (("match", "step", ("valid_bonus",)), "valid_bonus needs an outcome reward"),
+        (("exact", "trajectory", ("kl_in_reward",)), "kl_in_reward needs token credit"),
+        (("exact", "token", ()), "credit 'token' with baseline 'group'"),
     ],
 )
 def test_extras_that_would_do_nothing_are_refused(fields, message):
@@ -152,7 +164,8 @@ def test_malformed_completions_get_nothing(key):
     rewards = pay(key, malformed, sids, trie_for(sids, (3, 4, 5)).contains(malformed))
     nothing = -1 if key == "sign" else 0  # which has no baseline to compare with, and punishes every failure
     assert (rewards == nothing).all()
-    assert (OBJECTIVES[key].advantages(rewards, 4) == nothing).all()
+    if key in OF_GROUPS:
+        assert (OBJECTIVES[key].advantages(rewards, 4) == nothing).all()
 
 
 def test_gates_pay_only_under_a_right_prefix():
@@ -234,7 +247,12 @@ def random_codes(rows: int, steps: int, seed: int, size: int = 3) -> tuple[Tenso
     return predicted, target, torch.rand(rows, generator=generator) < 0.5
 
 
-@pytest.mark.parametrize("key", MEANING)
+def test_token_credit_says_where_it_comes_from():
+    with pytest.raises(InputError, match="generalized_advantages"):
+        OBJECTIVES["rlvr"].advantages(torch.zeros(4), 4)
+
+
+@pytest.mark.parametrize("key", OF_GROUPS)
 def test_shapes_from_rewards_to_tokens(key):
     point = OBJECTIVES[key]
     rewards = pay(key, *random_codes(16, 3, seed=1))
@@ -445,6 +463,15 @@ def test_kl_is_averaged_like_the_policy_term():
         )
         assert loss.item() == pytest.approx(0.5 * k3 * expected)
         assert metrics["kl"] == pytest.approx(k3 * 3 / 7)
+
+
+def test_a_kl_that_is_in_the_reward_is_not_in_the_loss_too():
+    zero = torch.zeros(2, 6, dtype=torch.float64)
+    loss, metrics = policy_loss(OBJECTIVES["rlvr"], zero, zero, A, STEPS, MASK, num_steps=2, ref_logps=zero + 1)
+    in_loss = replace(OBJECTIVES["rlvr"], extras=())
+    more, same = policy_loss(in_loss, zero, zero, A, STEPS, MASK, num_steps=2, ref_logps=zero + 1)
+    assert metrics["kl"] == same["kl"] == pytest.approx(math.e - 2)  # logged either way
+    close(more - loss, double(0.05 * (math.e - 2)))
 
 
 def test_beta_is_the_objectives_own_unless_given():

@@ -73,7 +73,7 @@ def fake_rollouts(levels: int = 3, prompts: int = 32, group_size: int = 16) -> p
 def out(tmp_path) -> Path:
     """A folder as `sapo run` leaves it."""
     write_results(fake_results(), tmp_path / "results.csv")
-    fake_dynamics().to_csv(tmp_path / "dynamics.csv", index=False)
+    fake_dynamics().to_csv(tmp_path / "dynamics.csv.gz", index=False)
     fake_rollouts().to_csv(tmp_path / "rollouts.csv.gz", index=False)
     for seed in range(2):
         folder = tmp_path / "runs" / "office" / f"seed{seed}" / "sapo-lr0.001"
@@ -102,7 +102,7 @@ def test_make_all_writes_every_artefact_and_an_index(out):
     assert "SASRec (MiniOneRec)†" in page
     assert "record that the repository carries" not in page
     assert sorted(path.name for path in out.iterdir()) == [
-        "dynamics.csv",
+        "dynamics.csv.gz",
         "figures",
         "index.html",
         "results.csv",
@@ -217,7 +217,7 @@ def test_completions_are_counted_over_the_updates_between_two_points():
 
 
 def test_dapo_is_also_drawn_against_completions(out):
-    with_dapo().to_csv(out / "dynamics.csv", index=False)
+    with_dapo().to_csv(out / "dynamics.csv.gz", index=False)
     plain, cost = import_module("fig_training_dynamics").main(out)
     assert cost.name == "fig_training_dynamics_cost"
     assert all(path.is_file() for path in (*plain.files, *cost.files))
@@ -262,13 +262,13 @@ def test_results_option_and_record(out, tmp_path, monkeypatch):
     record = tmp_path / "record"
     record.mkdir()
     monkeypatch.setattr(artefacts, "RECORD", record)
-    for name in ("results.csv", "dynamics.csv"):
+    for name in ("results.csv", "dynamics.csv.gz"):
         (record / name).write_bytes((out / name).read_bytes())
     empty = tmp_path / "empty"
     assert artefacts.find_input(empty, None, "results.csv") == record / "results.csv"
-    (out / "dynamics.csv").unlink()
+    (out / "dynamics.csv.gz").unlink()
     with pytest.raises(InputError, match=r"no dynamics\.csv"):  # the record is not mixed with results of one's own
-        artefacts.find_input(out, None, "dynamics.csv")
+        artefacts.find_input(out, None, "dynamics.csv.gz")
     with pytest.raises(InputError, match=r"no rollouts\.csv\.gz"):
         artefacts.find_input(empty, None, "rollouts.csv.gz")
 
@@ -276,12 +276,12 @@ def test_results_option_and_record(out, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("script", "file", "change", "message"),
     [
-        ("fig_training_dynamics", "dynamics.csv", lambda t: t.drop(columns="metric"), "no column 'metric'"),
-        ("fig_training_dynamics", "dynamics.csv", lambda t: t.iloc[:0], "no rows"),
-        ("fig_training_dynamics", "dynamics.csv", lambda t: t[t["metric"] != "kl"], "no rows of metric 'kl'"),
-        ("fig_training_dynamics", "dynamics.csv", lambda t: t.assign(method="dapo"), "no rows of sapo or grpo"),
-        ("fig_training_dynamics", "dynamics.csv", lambda t: pd.concat([t, t]), "two values for one"),
-        ("fig_training_dynamics", "dynamics.csv", lambda t: t.assign(value="x"), "line 2: value is 'x'"),
+        ("fig_training_dynamics", "dynamics.csv.gz", lambda t: t.drop(columns="metric"), "no column 'metric'"),
+        ("fig_training_dynamics", "dynamics.csv.gz", lambda t: t.iloc[:0], "no rows"),
+        ("fig_training_dynamics", "dynamics.csv.gz", lambda t: t[t["metric"] != "kl"], "no rows of metric 'kl'"),
+        ("fig_training_dynamics", "dynamics.csv.gz", lambda t: t.assign(method="dapo"), "no rows of sapo or grpo"),
+        ("fig_training_dynamics", "dynamics.csv.gz", lambda t: pd.concat([t, t]), "two values for one"),
+        ("fig_training_dynamics", "dynamics.csv.gz", lambda t: t.assign(value="x"), "line 2: value is 'x'"),
         ("fig_advantage_distributions", "rollouts.csv.gz", lambda t: t.iloc[1:], "every rollout of every prompt"),
         ("fig_advantage_distributions", "rollouts.csv.gz", lambda t: t.assign(match=2), "other than 0 and 1"),
         ("fig_advantage_distributions", "rollouts.csv.gz", lambda t: t[t["rollout"] == 0], "group_size is 1"),

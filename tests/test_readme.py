@@ -115,7 +115,7 @@ def test_the_record_is_of_the_recipe_as_it_stands(rows):
 
 
 def test_sharpening_is_that_of_the_record(rows):
-    curves = quick_synthetic("dynamics.csv")
+    curves = quick_synthetic("dynamics.csv.gz")
     curves = curves[curves["metric"] == "rewards/exact/mean"]
     exact = curves.pivot_table(index="method", columns="step", values="value").iloc[:, [0, -1]].round(2)
     (before, sapo), (also_before, grpo) = exact.loc["sapo"], exact.loc["grpo"]
@@ -143,12 +143,12 @@ def test_the_table_of_objectives_is_the_code():
     assert OBJECTIVES.keys() <= rows.keys()
     for key, objective in OBJECTIVES.items():
         cells = [cell.strip() for cell in rows[key].split("|")]
-        assert cells[1] == objective.credit
+        assert cells[1] == objective.credit + ", learned value" * (objective.baseline == "value")
         assert cells[2] == ("none" if objective.scale == "none" else f"{objective.scale} std")
         assert cells[3:5] == [objective.ratio, objective.average]
         low, high = map(float, cells[5].split(" / "))
         assert (low, high) == (objective.epsilon, objective.epsilon_high)
-        assert cells[6] == ("–" if objective.beta == 0 else "1e-3")
+        assert cells[6] == {0: "–", 1e-3: "1e-3", 0.05: "0.05"}[objective.beta]
         assert cells[7] == objective.source
 
 

@@ -17,7 +17,7 @@ from sapo.credit.rewards import ranking_reward
 from sapo.errors import InputError
 from sapo.policy.beam_search import constrained_beam_search
 from sapo.semantic_ids.trie import SidTrie
-from sapo.training.trainer import SAPOConfig, SAPOTrainer
+from sapo.training.trainer import SAPOConfig, SAPOTrainer, _weight_moved
 
 SIZES = (3, 3)
 LAYOUT = layout_for(SIZES)
@@ -319,6 +319,62 @@ def test_same_seed_same_weights_and_resuming_changes_nothing(folder, tmp_path, t
     resumed.train(resume_from_checkpoint=str(tmp_path / "b/out/checkpoint-2"))
     end = torch.cat([value.flatten() for value in resumed.model.parameters()]).detach()
     assert torch.equal(whole, end)
+
+
+def test_values_are_learned_beside_the_policy(folder, tmp_path, tokenizer):
+    trainer = ours(folder, tmp_path, tokenizer, objective="rlvr", max_steps=1)
+    batches = []
+    score = trainer._generate_and_score_completions
+    trainer._generate_and_score_completions = lambda inputs: batches.append((inputs, score(inputs))) or batches[-1][1]
+    trainer.train()
+    inputs, batch = batches[0]
+    mask = (batch["completion_mask"] * batch["tool_mask"]).bool()
+    target = torch.tensor([row["target_sid"] for row in inputs])
+    hit = (LAYOUT.parse(batch["completion_ids"]).sids == target).all(1)
+    # The head starts at 0 and the policy at its reference, so there is neither a value nor a divergence yet: the
+    # advantage of a token n trained tokens before the end is .95^n of the reward, whitened, and so is the return.
+    assert not batch["old_values"].any()
+    after = mask.flip(1).cumsum(1).flip(1) - 1
+    expected = torch.where(mask, 10 * hit[:, None] * 0.95**after, 0.0)
+    torch.testing.assert_close(batch["returns"], expected, atol=1e-4, rtol=0)
+    white = (expected[mask] - expected[mask].mean()) / expected[mask].std()
+    torch.testing.assert_close(batch["advantages"][mask], white, atol=1e-3, rtol=0)
+    log = trainer.state.log_history[0]
+    assert log["value/mean"] == 0
+    assert log["kl"] < 1e-6
+    assert log["value/loss"] == pytest.approx((batch["returns"][mask] / 10).square().mean().item() / 2, rel=1e-4)
+    # One update of the values and none of the policy; more of them fit the returns.
+    policy = torch.cat([value.flatten() for value in trainer.model.parameters()]).detach().clone()
+    whole = [torch.cat([batch[f"prompt_{what}"], batch[f"completion_{what}"]], 1) for what in ("ids", "mask")]
+    losses = [
+        trainer.critic.learn(*whole, batch["returns"], trainer.critic(*whole, mask.shape[1]).detach(), mask, 1)
+        for _ in range(60)
+    ]
+    assert losses[0] < log["value/loss"]
+    assert losses[-1] < 0.5 * losses[0]
+    assert torch.equal(policy, torch.cat([value.flatten() for value in trainer.model.parameters()]))
+
+
+def test_a_run_with_values_is_resumed_with_them(folder, tmp_path, tokenizer):
+    options = {"objective": "rlvr", "max_steps": 4, "save_strategy": "steps", "save_steps": 2, "num_iterations": 2}
+    _, whole, undisturbed = train(folder, tmp_path / "a", tokenizer, **options)
+    resumed = ours(folder, tmp_path / "b", tokenizer, **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "a/out/checkpoint-2"))
+    assert torch.equal(whole, torch.cat([value.flatten() for value in resumed.model.parameters()]).detach())
+    for one, other in zip(undisturbed.critic.parameters(), resumed.critic.parameters(), strict=True):
+        assert torch.equal(one, other)
+    (tmp_path / "a/out/checkpoint-2/critic.pt").unlink()
+    with pytest.raises(InputError, match=r"no critic\.pt"):
+        ours(folder, tmp_path / "c", tokenizer, **options).train(
+            resume_from_checkpoint=str(tmp_path / "a/out/checkpoint-2")
+        )
+
+
+def test_the_weight_that_the_step_mean_moves():
+    """1, 2 and 4 trained tokens: 1/3 each instead of 1/7, 2/7, 4/7; an empty step's share is lost."""
+    counts = torch.tensor([[1.0, 2, 4], [2, 2, 2], [3, 0, 0], [0, 0, 0]])
+    moved = _weight_moved(counts)
+    assert moved.tolist() == pytest.approx([(4 + 1 + 5) / 21 / 2, 0, 2 / 3 / 2, 0])
 
 
 def test_given_reward_functions_are_added(folder, tmp_path, tokenizer):

@@ -433,6 +433,8 @@ def _cases(objective: Objective | str, world: SidWorld, group_size: int) -> list
         raise InputError(
             f"the reward {chosen.reward!r} is of beams, which are no samples of the policy: no closed form."
         )
+    if chosen.credit == "token":
+        raise InputError("token credit depends on a value that is learned along the way: no closed form.")
     if chosen.credit == "step" and chosen.ratio in ("sequence", "sequence_sum"):
         raise InputError("a ratio of the whole sequence mixes the credit of its steps: no closed form here.")
     if chosen.baseline == "batch":  # a batch of one group

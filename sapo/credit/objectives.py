@@ -28,10 +28,11 @@ from sapo.credit.rewards import (
 from sapo.errors import InputError
 
 VALID_SID_BONUS = 0.1  # SIDReasoner's reward for a SID of the catalogue
+VERIFIED = 10.0  # Tulu 3's reward for a verified answer
 CHOICES = {
-    "reward": ("exact", "sign", "ranking", "graded", "match", "gated", "first_error", "best_of_beam"),
-    "credit": ("trajectory", "step"),
-    "baseline": ("group", "leave_one_out", "batch", "none"),
+    "reward": ("exact", "verified", "sign", "ranking", "graded", "match", "gated", "first_error", "best_of_beam"),
+    "credit": ("trajectory", "step", "token"),
+    "baseline": ("group", "leave_one_out", "batch", "none", "value"),
     "scale": ("group", "batch", "none"),
     "ratio": ("token", "step", "sequence", "sequence_sum"),
     "average": ("sequence", "token", "constant", "step"),
@@ -39,6 +40,7 @@ CHOICES = {
 EXTRAS = (
     *("valid_bonus", "dynamic_sampling"),
     *("suffix_rewards", "suffix_advantages", "across_steps", "per_level", "beam_rollouts", "thinking_only"),
+    "kl_in_reward",
 )
 
 
@@ -47,11 +49,12 @@ class Objective:
     """A point in the space. `OBJECTIVES` names the points that papers made known.
 
     Args:
-        reward: "exact", "sign" (exact match as 1 and -1), "ranking", "graded" and "best_of_beam" are one number a
-            completion; "match", "gated" and "first_error" one a step.
-        credit: "trajectory" spreads one advantage over all tokens, "step" gives each step its own. A step reward under
-            trajectory credit is summed over the steps; an outcome reward under step credit is repeated at every step.
-        baseline, scale: see `step_advantages`.
+        reward: "exact", "verified" (10 for an exact match), "sign" (exact match as 1 and -1), "ranking", "graded" and
+            "best_of_beam" are one number a completion; "match", "gated" and "first_error" one a step.
+        credit: "trajectory" spreads one advantage over all tokens, "step" gives each step its own, "token" each token
+            (`generalized_advantages`, from a learned value). A step reward under trajectory credit is summed over the
+            steps; an outcome reward under step credit is repeated at every step.
+        baseline, scale: see `step_advantages`; "value" is a learned one, which token credit takes.
         ratio: unit of the importance ratio: "token", the geometric mean over a "step" or the "sequence", or the whole
             sequence's own ("sequence_sum": log-ratios are summed, not averaged).
         average: "sequence" (mean over a completion's tokens, then over completions), "token" (over all tokens),
@@ -63,7 +66,7 @@ class Objective:
             "suffix_rewards" and "suffix_advantages" give step k the sum over steps k..K, before or after normalising;
             "across_steps" normalises over all G x K values at once; "per_level" normalises every level over the group
             and sums them before anything else; "beam_rollouts" makes a group of the G likeliest SIDs after one thought;
-            "thinking_only" trains no SID token.
+            "thinking_only" trains no SID token; "kl_in_reward" takes the KL from every token's reward, not the loss.
         source: where the objective was published.
     """
 
@@ -85,13 +88,20 @@ class Objective:
                 raise InputError(f"{name} is {getattr(self, name)!r}; an objective knows {', '.join(words)}.")
         if unknown := set(self.extras) - set(EXTRAS):
             raise InputError(f"extras holds {sorted(unknown)}; known are {', '.join(EXTRAS)}.")
+        if (self.credit == "token") != (self.baseline == "value"):
+            raise InputError(
+                f"credit {self.credit!r} with baseline {self.baseline!r}: token credit is that of a learned value, and "
+                f"a learned value gives credit to tokens."
+            )
         by_step, stepwise = self.credit == "step", self.reward in ("match", "gated", "first_error")
+        by_trajectory = self.credit == "trajectory"
         for name, fits, what in (
             ("across_steps", by_step, "step credit"),
             ("suffix_advantages", by_step, "step credit"),
             ("suffix_rewards", by_step and stepwise, "step credit and a step reward"),
-            ("per_level", not by_step and stepwise, "trajectory credit and a step reward"),
+            ("per_level", by_trajectory and stepwise, "trajectory credit and a step reward"),
             ("valid_bonus", not stepwise, "an outcome reward"),
+            ("kl_in_reward", self.credit == "token", "token credit"),
         ):
             if name in self.extras and not fits:
                 raise InputError(f"{name} needs {what}; this is reward {self.reward!r} with {self.credit} credit.")
@@ -129,6 +139,8 @@ class Objective:
         reward = graded_match(predicted, target) if self.reward == "graded" else exact_match(predicted, target)
         if self.reward == "sign":
             reward = 2 * reward - 1
+        if self.reward == "verified":
+            reward = VERIFIED * reward
         if self.reward == "ranking":
             if group_size is None:
                 raise InputError("the reward 'ranking' needs group_size: a miss is punished by its rank in its group.")
@@ -140,7 +152,15 @@ class Objective:
     def advantages(
         self, rewards: Float[Tensor, "B K"] | Float[Tensor, "B"], group_size: int
     ) -> Float[Tensor, "B K"] | Float[Tensor, "B"]:
-        """One advantage for each credit unit: (B, K) for step credit, (B,) for trajectory."""
+        """One advantage for each credit unit: (B, K) for step credit, (B,) for trajectory.
+
+        Raises:
+            InputError: token credit, which needs a value of every state (`sapo.credit.values`).
+        """
+        if self.credit == "token":
+            raise InputError(
+                "token credit comes from learned values: see generalized_advantages in sapo.credit.values."
+            )
         if self.credit == "trajectory":
             if "per_level" in self.extras:
                 rewards = step_advantages(rewards, group_size).sum(dim=1)
@@ -173,6 +193,15 @@ OBJECTIVES: dict[str, Objective] = {
     "gspo": Objective("exact", "trajectory", ratio="sequence", epsilon=3e-4, epsilon_high=4e-4, source="2507.18071"),
     "rloo": Objective(
         "exact", "trajectory", baseline="leave_one_out", scale="none", ratio="sequence_sum", source="2402.14740"
+    ),
+    "rlvr": Objective(
+        *("verified", "token"),
+        baseline="value",
+        scale="batch",
+        average="token",
+        beta=0.05,
+        extras=("kl_in_reward",),
+        source="2411.15124",
     ),
     # Over the completions of the batch, as TRL approximates it; the paper whitens over their tokens.
     "reinforce_plus_plus": Objective("exact", "trajectory", baseline="batch", scale="batch", source="2501.03262"),
@@ -231,7 +260,7 @@ def policy_loss(
         logps, old_logps, ref_logps: log-probabilities of the tokens under policy, behaviour policy and reference.
         mask: the trained tokens: part of the completion, and sampled rather than forced by the decoder.
         num_steps: K, the divisor of the "step" average; a step without trained tokens adds 0.
-        beta: weight of the KL; the objective's own where None.
+        beta: weight of the KL; the objective's own where None. An objective that has it in the reward adds none here.
         max_length: divisor of the "constant" average.
         num_tokens: divisor of the "token" average; the trained tokens of this batch where None. Give the count of all
             micro-batches, or accumulation changes the objective.
@@ -259,8 +288,9 @@ def policy_loss(
         # k3 under samples of the policy: r - log r - 1 with r = reference / policy; its mean is KL(policy || reference)
         log_r = torch.where(trained, ref_logps - logps, 0.0)
         kl = log_r.exp() - log_r - 1
-        token_loss = token_loss + beta * kl
         metrics["kl"] = _mean(kl.detach(), trained)
+        if "kl_in_reward" not in objective.extras:
+            token_loss = token_loss + beta * kl
     loss = (weights * token_loss).sum()
 
     outside = ((ratio < 1 - objective.epsilon) & (advantages < 0)) | (

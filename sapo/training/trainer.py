@@ -21,14 +21,15 @@ import numpy as np
 import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 
-from sapo.credit.objectives import OBJECTIVES, Objective, policy_loss
+from sapo.credit.objectives import OBJECTIVES, VERIFIED, Objective, policy_loss
 from sapo.credit.rewards import exact_match, step_match
+from sapo.credit.values import generalized_advantages, token_rewards, whiten
 from sapo.data.catalog import Catalog
 from sapo.data.interactions import Rows, Split
 from sapo.errors import InputError
@@ -46,6 +47,7 @@ from sapo.policy.rollout import (
     grouped_rollouts,
 )
 from sapo.semantic_ids.trie import SidTrie
+from sapo.training.critic import Critic
 
 RESAMPLING_ROUNDS = 4  # of DAPO's dynamic sampling
 MAX_START_KL = 1e-6  # policy against reference, before the first update
@@ -274,6 +276,10 @@ class SAPOTrainer(GRPOTrainer):
                 for module in part.modules() if part is not None else ():
                     if isinstance(getattr(module, "attention_dropout", None), float):
                         module.attention_dropout = 0.0
+        self.critic: Critic | None = None
+        if self.objective.credit == "token":
+            start = self.accelerator.unwrap_model(self.model)
+            self.critic = Critic(start, self.accelerator, args.learning_rate, VERIFIED)
 
     @classmethod
     def from_catalog(
@@ -362,22 +368,30 @@ class SAPOTrainer(GRPOTrainer):
         # A group may span processes: normalise over all of them, then keep this one's rows.
         rewards = self.accelerator.gather(own)
         rewards = rewards + (self._given_reward[:, None] if rewards.dim() == 2 else self._given_reward)
-        advantages = self.objective.advantages(rewards, group_size)
-        first = self.accelerator.process_index * len(ids)
-        # The one change to GRPO: credit belongs to the step of a token, so it has a token axis.
-        output["advantages"] = self.objective.to_tokens(advantages[first : first + len(ids)], steps)
-        output["token_steps"] = steps
         if "tool_mask" not in output:  # an engine that does not say what it forced
             output["tool_mask"] = (~forced_tokens(ids, self.layout, self.trie)).long()
         if "thinking_only" in self.objective.extras:
             output["tool_mask"] = output["tool_mask"] * self.layout.read(ids).in_block
         if not self._start_is_checked:
             self._check_start(output)
+        trained = (output["completion_mask"] * output["tool_mask"]).bool()
+        first = self.accelerator.process_index * len(ids)
+        here = slice(first, first + len(ids))
+        # The one change to GRPO: credit belongs to the step of a token, so it has a token axis.
+        output["token_steps"] = steps
+        if self.critic is None:
+            advantages = self.objective.advantages(rewards, group_size)
+            output["advantages"] = self.objective.to_tokens(advantages[here], steps)
+        else:
+            output |= self._judge(self.critic, output, rewards[here], trained)
+            advantages = self.accelerator.gather(_by_step(output["advantages"], steps, trained, self.layout.num_steps))
 
         self._logs["extra"]["target_sid"].extend(gather_object([row["target_sid"] for row in inputs]))
         match = self.accelerator.gather(step_match(predicted, target))
         lengths = torch.stack([(steps == k).sum(1) for k in range(self.layout.num_steps)], 1).float()
-        self._log_credit(mode, rewards, advantages, match, self.accelerator.gather(lengths), group_size)
+        counts = torch.stack([((steps == k) & trained).sum(1) for k in range(self.layout.num_steps)], 1).float()
+        lengths, counts = self.accelerator.gather(lengths), self.accelerator.gather(counts)
+        self._log_credit(mode, rewards, advantages, match, lengths, counts, group_size)
         on_all = self.accelerator.gather(torch.tensor([generated], device=ids.device)).sum()
         self._metrics[mode]["rollouts"].append(on_all.item())
         return output
@@ -394,6 +408,37 @@ class SAPOTrainer(GRPOTrainer):
                 model, prompts, mask, self.trie, self.layout.sid_token_ids, self.args.reward_beams
             ).sids
 
+    @torch.no_grad()
+    def _judge(
+        self, critic: Critic, batch: dict[str, Any], rewards: Float[Tensor, "B"], trained: Bool[Tensor, "B T"]
+    ) -> dict[str, Tensor]:
+        """What proximal policy optimisation needs of a batch: values, what they should have been, and advantages."""
+        logps, _, _ = self._logps_of(self.model, batch)
+        ids, mask = (_whole(batch, what).split(self.args.per_device_train_batch_size) for what in ("ids", "mask"))
+        values = torch.cat([critic(*part, logps.shape[1]) for part in zip(ids, mask, strict=True)])
+        by_token = token_rewards(rewards, logps, batch.get("ref_per_token_logps", logps), trained, self.beta)
+        advantages, returns = generalized_advantages(by_token, values, trained)
+        both = torch.stack([advantages, trained.float()], 2)
+        on_all = self.accelerator.gather(self.accelerator.pad_across_processes(both, dim=1))
+        whitened = whiten(on_all[..., 0], on_all[..., 1].bool())
+        first = self.accelerator.process_index * len(logps)
+        self._metrics["train" if self.model.training else "eval"]["value/mean"].append(values[trained].mean().item())
+        return {
+            "advantages": whitened[first : first + len(logps), : logps.shape[1]],
+            "returns": returns,
+            "old_values": values,
+        }
+
+    def _save_checkpoint(self, model: PreTrainedModel, trial: Any) -> None:
+        if self.critic is not None and self.args.should_save:  # first: what is written last says that all is there
+            self.critic.save(Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}")
+        super()._save_checkpoint(model, trial)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if self.critic is not None and checkpoint is not None:
+            self.critic.load(Path(checkpoint))
+
     def _calculate_rewards(self, *args: Any) -> Float[Tensor, "B F"]:
         rewards = super()._calculate_rewards(*args)
         # The objective's own functions come first and weigh 0: they are only logged.
@@ -407,6 +452,7 @@ class SAPOTrainer(GRPOTrainer):
         advantages: Float[Tensor, "B K"] | Float[Tensor, "B"],
         match: Float[Tensor, "B K"],
         lengths: Float[Tensor, "B K"],
+        trained: Float[Tensor, "B K"],
         group_size: int,
     ) -> None:
         """What TRL logged of its own scalar advantages is replaced by the objective's."""
@@ -426,6 +472,8 @@ class SAPOTrainer(GRPOTrainer):
             log[f"step/{k + 1}/reward_mean"].append(match[:, k].mean().item())
             log[f"step/{k + 1}/frac_zero_spread"].append(zero_spread[k].item())
             log[f"step/{k + 1}/length"].append(lengths[:, k].mean().item())
+            log[f"step/{k + 1}/trained"].append(trained[:, k].mean().item())
+        log["weight_moved"].append(_weight_moved(trained).mean().item())
         tail = len(by_step)
         shown = self._logs["advantages"]
         for _ in range(min(tail, len(shown))):
@@ -494,8 +542,8 @@ class SAPOTrainer(GRPOTrainer):
     def _logps_of(self, model: PreTrainedModel, batch: dict[str, Any]) -> tuple[Tensor, None, None]:
         return self._get_per_token_logps_and_entropies(
             model,
-            torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1),
-            torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1),
+            _whole(batch, "ids"),
+            _whole(batch, "mask"),
             batch["completion_ids"].shape[1],
             batch_size=self.args.per_device_train_batch_size,
         )
@@ -569,6 +617,15 @@ class SAPOTrainer(GRPOTrainer):
                 f"the loss is {loss.item()} at update {self.state.global_step} of objective {self.args.objective!r}; "
                 f"earlier checkpoints are intact. A lower learning rate than {self.args.learning_rate:g} is the usual "
                 f"cure."
+            )
+        if self.critic is not None and mode == "train":
+            metrics["value/loss"] = self.critic.learn(
+                _whole(inputs, "ids"),
+                _whole(inputs, "mask"),
+                inputs["returns"],
+                inputs["old_values"],
+                inputs["completion_mask"] * inputs["tool_mask"],
+                accumulated,
             )
         names, values = list(metrics), torch.tensor(list(metrics.values()), device=loss.device)
         for name, value in zip(names, self.accelerator.reduce(values, reduction="mean").tolist(), strict=True):
@@ -660,6 +717,29 @@ def _reward_functions(layout: ReasoningLayout) -> list[Callable]:
 def _predicted(layout: ReasoningLayout, completion_ids: Int[Tensor, "B T"]) -> Int[Tensor, "B K"]:
     parsed = layout.parse(completion_ids)
     return parsed.sids.masked_fill(~parsed.well_formed[:, None], -1)
+
+
+def _whole(batch: dict[str, Any], what: str) -> Int[Tensor, "B L"]:
+    """Prompt and completion of a batch in one: "ids" or "mask"."""
+    return torch.cat([batch[f"prompt_{what}"], batch[f"completion_{what}"]], 1)
+
+
+def _by_step(
+    values: Float[Tensor, "B T"], steps: Int[Tensor, "B T"], trained: Bool[Tensor, "B T"], num_steps: int
+) -> Float[Tensor, "B K"]:
+    """Mean over the trained tokens of each step, 0 where it has none."""
+    inside = torch.stack([(steps == k) & trained for k in range(num_steps)], 1)
+    return (values[:, None] * inside).sum(2) / inside.sum(2).clamp(min=1)
+
+
+def _weight_moved(counts: Float[Tensor, "B K"]) -> Float[Tensor, "B"]:
+    """Share of a completion's weight that the step mean gives to other steps than the mean over all its tokens.
+
+    The one weighs a step by 1/K, the other by its share of the trained tokens; 0 where nothing is trained.
+    """
+    total = counts.sum(1, keepdim=True)
+    shares = counts / total.clamp(min=1)
+    return ((shares - (counts > 0) / counts.shape[1]).abs().sum(1) / 2) * (total[:, 0] > 0)
 
 
 def _no_spread(values: Float[Tensor, "B C"], group_size: int) -> Float[Tensor, "P C"]:
