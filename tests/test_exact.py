@@ -95,6 +95,8 @@ def test_dynamic_sampling_is_the_mean_over_groups_with_signal(world, size):
     probs = probs * ~silent
     expected = probs @ updates / probs.sum()
     torch.testing.assert_close(expected_update("dapo", world, size, given_signal=True), expected, atol=1e-10, rtol=0)
+    moment = probs @ updates.square().sum(1) / probs.sum()
+    torch.testing.assert_close(second_moment("dapo", world, size, given_signal=True), moment, atol=1e-10, rtol=0)
 
 
 @pytest.mark.parametrize("key", [key for key in OBJECTIVES if key not in ("reinforce_plus_plus", *NO_CLOSED_FORM)])

@@ -40,6 +40,7 @@ MEANING = {  # reward, credit, scale, ratio, average, epsilon, epsilon_high
     "sapo_outcome_reward": ("exact", "step", "group", "token", "step", 0.2, 0.2),
     "sapo_sequence_mean": ("match", "step", "group", "token", "sequence", 0.2, 0.2),
     "sapo_suffix": ("gated", "step", "group", "token", "step", 0.2, 0.2),
+    "sapo_fallback": ("match", "step", "group", "token", "step", 0.2, 0.2),
     "process_grpo": ("match", "step", "group", "token", "sequence", 0.2, 0.2),
     "rloo": ("exact", "trajectory", "none", "sequence_sum", "sequence", 0.2, 0.2),
     "reinforce_plus_plus": ("exact", "trajectory", "batch", "token", "sequence", 0.2, 0.2),
@@ -68,6 +69,7 @@ EXTRAS = {
     "rank_reward": ("beam_rollouts",),
     "best_of_beam": ("thinking_only",),
     "rlvr": ("kl_in_reward",),
+    "sapo_fallback": ("outcome_first",),
 }
 OF_GROUPS = [key for key in MEANING if key != "rlvr"]  # whose advantages compare completions
 
@@ -106,7 +108,7 @@ REWARDS = {
     "sign": [2 * reward - 1 for reward in OUTCOME],
     "rlvr": [10 * reward for reward in OUTCOME],
     "grpo_graded": [1.1, 0.6, 0.25, 0.1, 0.0, 0.0],  # 2^-(3 - m) for m > 0 leading codes, and 0.1 where valid
-    **dict.fromkeys(["rank_grpo", "sapo", "sapo_sequence_mean", "process_grpo", "gdpo"], MATCH),
+    **dict.fromkeys(["rank_grpo", "sapo", "sapo_sequence_mean", "sapo_fallback", "process_grpo", "gdpo"], MATCH),
     "sapo_gated": GATED,
     "sapo_suffix": [[3.0, 2.0, 1.0], [2.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0] * 3, [0.0] * 3, [0.0] * 3],
     "vppo": [[1.0] * 3, [0.5, 0.5, 0.0], [0.5, 0.0, 0.0], [0.0] * 3, [0.0] * 3, [0.0] * 3],
@@ -139,6 +141,7 @@ def test_rewards_by_hand(key):
         (("match", "trajectory", ("suffix_rewards",)), "suffix_rewards needs step credit"),
         (("match", "step", ("valid_bonus",)), "valid_bonus needs an outcome reward"),
         (("exact", "trajectory", ("kl_in_reward",)), "kl_in_reward needs token credit"),
+        (("first_error", "step", ("outcome_first",)), "outcome_first needs step credit of matches"),
         (("exact", "token", ()), "credit 'token' with baseline 'group'"),
     ],
 )
@@ -236,6 +239,16 @@ def test_suffix_credit_by_hand():
     root = math.sqrt(0.5)
     expected = [1 / (2 * root + 1e-4), 0.5 / (root + 1e-4), 0.0]
     close(advantages_of("sapo_suffix", [[2.0, 1, 0], [0, 0, 0]], 2), double([expected, [-value for value in expected]]))
+
+
+def test_outcome_first_by_hand():
+    """A group with a hit gets the outcome's advantage at both steps; one without, half of each step's own."""
+    with_hit, without = [[1.0, 1], [1, 0], [0, 0], [0, 1]], [[1.0, 0], [1, 0], [0, 0], [0, 1]]
+    hit, miss = 0.75 / (0.5 + 1e-4), -0.25 / (0.5 + 1e-4)  # mean 1/4, sample std 1/2
+    even = 0.5 * 0.5 / (math.sqrt(1 / 3) + 1e-4)  # half of (1, 1, 0, 0) less 1/2, over sample std .577
+    expected = [[hit, hit], *[[miss, miss]] * 3]
+    expected += [[even, 0.5 * miss], [even, 0.5 * miss], [-even, 0.5 * miss], [-even, 0.5 * hit]]
+    close(advantages_of("sapo_fallback", with_hit + without, 4), double(expected))
 
 
 def random_codes(rows: int, steps: int, seed: int, size: int = 3) -> tuple[Tensor, Tensor, Tensor]:

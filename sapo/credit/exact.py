@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sapo.credit.objectives import OBJECTIVES, Objective, policy_loss
+from sapo.credit.objectives import OBJECTIVES, SILENT_WEIGHT, Objective, policy_loss
 from sapo.credit.rewards import exact_match, step_match
 from sapo.errors import InputError
 
@@ -252,23 +252,22 @@ def expected_update(
         if case.objective.credit == "trajectory":
             credit = credit[:, 0]
         by_token = _weights(case.objective, world) * case.objective.to_tokens(credit, world.token_steps)
-        update += prob * world.pull_back(world.probs[:, None] * by_token)
-    if not given_signal:
-        return update
-    signal = 1 - silent_share(objective, world, group_size)
-    if signal < 1e-12:
-        raise InputError("given_signal: no group of this world has any signal.")
-    return update / signal
+        update += prob * world.pull_back(case.probs[:, None] * by_token)
+    return update / _signal(objective, world, group_size) if given_signal else update
 
 
-def second_moment(objective: Objective | str, world: SidWorld, group_size: int) -> Float[Tensor, ""]:
+def second_moment(
+    objective: Objective | str, world: SidWorld, group_size: int, given_signal: bool = False
+) -> Float[Tensor, ""]:
     """E ||g||^2 of the update of one group. Less ||E[g]||^2 it is the variance, which n groups divide by n.
 
     Raises:
         InputError: as `expected_update`.
     """
     scores = _unit_scores(_named(objective), world)
-    return torch.stack([prob * case.second_moment(scores) for prob, case in _cases(objective, world, group_size)]).sum()
+    cases = _cases(objective, world, group_size)
+    moment = torch.stack([prob * case.second_moment(scores) for prob, case in cases]).sum()
+    return moment / _signal(objective, world, group_size) if given_signal else moment
 
 
 def silent_share(objective: Objective | str, world: SidWorld, group_size: int) -> float:
@@ -277,7 +276,10 @@ def silent_share(objective: Objective | str, world: SidWorld, group_size: int) -
     Raises:
         InputError: as `expected_update`.
     """
-    return float(sum(prob * case.silent_share() for prob, case in _cases(objective, world, group_size)))
+    # With the outcome first a group is silent where its step credit is.
+    chosen = _named(objective)
+    steps = replace(chosen, extras=tuple(extra for extra in chosen.extras if extra != "outcome_first"))
+    return float(sum(prob * case.silent_share() for prob, case in _cases(steps, world, group_size)))
 
 
 def sampled_updates(
@@ -343,12 +345,16 @@ def improvement(world: SidWorld, direction: Float[Tensor, "P"], goal: str = "exa
 @dataclass(frozen=True, eq=False)
 class _Case:
     """An objective in a world with one target: what it pays every trajectory, in C columns, which a group of G turns
-    into U advantages each."""
+    into U advantages each.
+
+    Probabilities may add up to less than 1; expectations are then over groups of the trajectories that have any.
+    """
 
     objective: Objective
     probs: Float[Tensor, "Y"]
     rewards: Float[Tensor, "Y C"]
     group_size: int
+    weight: float = 1.0  # of the advantages
 
     def expected_credit(self) -> Float[Tensor, "Y U"]:
         """E[A_u | y]."""
@@ -421,7 +427,7 @@ class _Case:
             rows = groups.flatten(0, 2)
             one_number = self.objective.credit == "trajectory" and "per_level" not in self.objective.extras
             flat = rows[:, 0] if one_number else rows
-            values = self.objective.advantages(flat, self.group_size)
+            values = self.weight * self.objective.advantages(flat, self.group_size)
             parts.append(values.view(*groups.shape[:3], -1))
         return torch.cat(parts), log_weights.exp()
 
@@ -443,12 +449,25 @@ def _cases(objective: Objective | str, world: SidWorld, group_size: int) -> list
         chosen = replace(chosen, scale="group")
     if group_size < 2:
         raise InputError(f"group_size is {group_size}: a group-relative advantage needs at least 2 completions.")
+    parts = [(chosen, 1.0)]
+    if "outcome_first" in chosen.extras:  # groups with an exact match but not all, and groups without one
+        parts = [(replace(chosen, reward="exact", extras=()), 1.0), (replace(chosen, extras=()), SILENT_WEIGHT)]
     cases = []
     for target, prob in zip(world.target_sids, world.goal_probs, strict=True):
-        rewards = _rewards(chosen, world.sids, target.expand(world.sids.shape))
-        columns = rewards if rewards.dim() == 2 else rewards[:, None]
-        cases.append((prob, _Case(chosen, world.probs, columns, group_size)))
+        wanted = target.expand(world.sids.shape)
+        for part, weight in parts:
+            rewards = _rewards(part, world.sids, wanted)
+            columns = rewards if rewards.dim() == 2 else rewards[:, None]
+            probs = world.probs if part is parts[0][0] else world.probs * (1 - exact_match(world.sids, wanted).double())
+            cases.append((prob, _Case(part, probs, columns, group_size, weight)))
     return cases
+
+
+def _signal(objective: Objective | str, world: SidWorld, group_size: int) -> float:
+    signal = 1 - silent_share(objective, world, group_size)
+    if signal < 1e-12:
+        raise InputError("given_signal: no group of this world has any signal.")
+    return signal
 
 
 def _named(objective: Objective | str) -> Objective:

@@ -29,6 +29,7 @@ from sapo.errors import InputError
 
 VALID_SID_BONUS = 0.1  # SIDReasoner's reward for a SID of the catalogue
 VERIFIED = 10.0  # Tulu 3's reward for a verified answer
+SILENT_WEIGHT = 0.5  # of step credit in groups whose outcome says nothing
 CHOICES = {
     "reward": ("exact", "verified", "sign", "ranking", "graded", "match", "gated", "first_error", "best_of_beam"),
     "credit": ("trajectory", "step", "token"),
@@ -40,7 +41,7 @@ CHOICES = {
 EXTRAS = (
     *("valid_bonus", "dynamic_sampling"),
     *("suffix_rewards", "suffix_advantages", "across_steps", "per_level", "beam_rollouts", "thinking_only"),
-    "kl_in_reward",
+    *("kl_in_reward", "outcome_first"),
 )
 
 
@@ -66,7 +67,9 @@ class Objective:
             "suffix_rewards" and "suffix_advantages" give step k the sum over steps k..K, before or after normalising;
             "across_steps" normalises over all G x K values at once; "per_level" normalises every level over the group
             and sums them before anything else; "beam_rollouts" makes a group of the G likeliest SIDs after one thought;
-            "thinking_only" trains no SID token; "kl_in_reward" takes the KL from every token's reward, not the loss.
+            "thinking_only" trains no SID token; "kl_in_reward" takes the KL from every token's reward, not the loss;
+            "outcome_first" gives every step the advantage of the exact match, and step credit, at half its size, only
+            to groups whose exact matches are all alike.
         source: where the objective was published.
     """
 
@@ -102,6 +105,7 @@ class Objective:
             ("per_level", by_trajectory and stepwise, "trajectory credit and a step reward"),
             ("valid_bonus", not stepwise, "an outcome reward"),
             ("kl_in_reward", self.credit == "token", "token credit"),
+            ("outcome_first", by_step and self.reward in ("match", "gated"), "step credit of matches"),
         ):
             if name in self.extras and not fits:
                 raise InputError(f"{name} needs {what}; this is reward {self.reward!r} with {self.credit} credit.")
@@ -167,12 +171,16 @@ class Objective:
             return trajectory_advantages(rewards, group_size, self.scale, self.baseline)
         across = "across_steps" in self.extras
         advantages = step_advantages(rewards, group_size, self.scale, self.baseline, across)
+        if "outcome_first" in self.extras:
+            outcome = trajectory_advantages(rewards.prod(1), group_size, self.scale, self.baseline)[:, None]
+            heard = (outcome != 0).view(-1, group_size).any(1).repeat_interleave(group_size)[:, None]
+            advantages = torch.where(heard, outcome, SILENT_WEIGHT * advantages)
         return suffix_sum(advantages) if "suffix_advantages" in self.extras else advantages
 
     @property
     def separates_columns(self) -> bool:
         """Whether each column of the rewards is normalised without looking at the others."""
-        return not {"across_steps", "suffix_advantages", "per_level"} & set(self.extras)
+        return not {"across_steps", "suffix_advantages", "per_level", "outcome_first"} & set(self.extras)
 
     def to_tokens(
         self, advantages: Float[Tensor, "B K"] | Float[Tensor, "B"], token_steps: Int[Tensor, "B T"]
@@ -224,6 +232,10 @@ OBJECTIVES: dict[str, Objective] = {
     "sapo_gated": Objective("gated", "step", average="step", beta=1e-3, source="ours, after 2605.17648"),
     "sapo_suffix": Objective(
         "gated", "step", average="step", beta=1e-3, extras=("suffix_rewards",), source="ours, after 2605.17648"
+    ),
+    # Step credit where the outcome is silent: it then cannot lead away from what is wanted where that is known.
+    "sapo_fallback": Objective(
+        "match", "step", average="step", beta=1e-3, extras=("outcome_first",), source="ours, after 2605.17648"
     ),
     # The two remaining cells of the ablation: step reward without step advantage, and the other way round. With the
     # sequence mean, SAPO's credit stands without its weights; the outcome reward with that mean would be GRPO again.
