@@ -77,11 +77,12 @@ def find_exact(out: Path, given: Path | None) -> tuple[Path, pd.DataFrame]:
         InputError: no such file, a missing column, a value that is no number.
     """
     path = find_recorded(out, given, "exact.csv")
-    numbers = ["exact_match", "coupling", "group_size", "seed", "efficiency", "efficiency_256", "cosine", "silent"]
+    numbers = ["items", "exact_match", "coupling", "group_size", "seed"]
+    numbers += ["efficiency", "efficiency_256", "cosine", "silent"]
     rows = to_numbers(read_csv(path, ("objective", "layout", *numbers)), numbers, str(path))
     if rows.empty:
         raise InputError(f"{path}: no rows.")
-    return path, rows.astype({"group_size": int, "seed": int})
+    return path, rows.astype({"items": int, "group_size": int, "seed": int})
 
 
 def read_worlds(

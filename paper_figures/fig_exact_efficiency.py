@@ -23,6 +23,7 @@ PANELS = (  # column, title, logarithmic, what it can be
 def draw(rows: pd.DataFrame) -> Figure:
     """A row of panels for the smallest and one for the largest coupling, at the largest group size."""
     rows = rows[(rows["group_size"] == rows["group_size"].max()) & (rows["layout"] == "blocks_first")]
+    rows = rows[rows["items"] == rows["items"].max()]
     couplings = sorted({rows["coupling"].min(), rows["coupling"].max()})
     figure, axes = plt.subplots(len(couplings), len(PANELS), figsize=(FULL_WIDTH, 1.9 * len(couplings)), squeeze=False)
     for of_row, coupling in zip(axes, couplings, strict=True):
@@ -32,7 +33,7 @@ def draw(rows: pd.DataFrame) -> Figure:
         of_row[0].set_ylabel(f"coupling {coupling:g}")
     figure.supxlabel("probability of an exact match", fontsize=8)
     handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=3)
+    figure.legend(handles, labels, loc="outside upper center", ncols=4)
     return figure
 
 
@@ -42,7 +43,7 @@ def with_gain(rows: pd.DataFrame) -> pd.DataFrame:
     Raises:
         InputError: a cell without GRPO.
     """
-    cell = ["layout", "exact_match", "coupling", "group_size", "seed"]
+    cell = ["layout", "items", "exact_match", "coupling", "group_size", "seed"]
     measures = ["efficiency", "efficiency_256"]
     grpo = rows.loc[rows["objective"] == "grpo", [*cell, *measures]]
     joined = rows.merge(grpo, on=cell, how="left", suffixes=("", "_of_grpo"))
@@ -64,7 +65,8 @@ def main(out: Path, results: Path | None = None) -> list[Artefact]:
         f"of the expected exact match, over the second moment of the update; what a noisy step of the best length "
         f"gains is proportional to it. With 256 groups of the same prompt most noise is averaged out and bias decides. "
         f"Cosine: of the expected update with that gradient, which GRPO's follows by design. Silent: groups without "
-        f"any credit; graded, gated and suffix credit coincide there. Coupling: weight of block j in the logits of "
+        f"any credit; there graded, gated and suffix credit coincide, and so do SAPO and its use where GRPO is silent. "
+        f"Coupling: weight of block j in the logits of "
         f"token k != j. Mean (of the efficiency geometric) and 95 % t interval over {rows['seed'].nunique()} worlds; "
         f"points of one probability are drawn beside each other."
     )

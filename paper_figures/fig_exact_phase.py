@@ -16,16 +16,19 @@ NAME = "fig_exact_phase"
 
 
 def draw(rows: pd.DataFrame) -> Figure:
-    """A row of panels for each group size; one group of the prompt at the left, 256 at the right."""
+    """A row of panels for each group size, and one for the smaller catalogue; one group of the prompt at the left, 256
+    at the right."""
     rows = rows[rows["layout"] == "blocks_first"]
-    sizes = sorted(rows["group_size"].unique())
-    figure, axes = plt.subplots(len(sizes), 2, figsize=(FULL_WIDTH, 1.15 * len(sizes) + 0.5), squeeze=False)
-    for of_row, size in zip(axes, sizes, strict=True):
+    sizes, most = sorted(rows["group_size"].unique()), rows["items"].max()
+    panels = [(size, most) for size in sizes]
+    panels += [(sizes[-1], items) for items in sorted(rows["items"].unique(), reverse=True) if items < most]
+    figure, axes = plt.subplots(len(panels), 2, figsize=(FULL_WIDTH, 1.15 * len(panels) + 0.5), squeeze=False)
+    for of_row, (size, items) in zip(axes, panels, strict=True):
+        cell = rows[(rows["group_size"] == size) & (rows["items"] == items)]
         for ax, column, groups in zip(of_row, ("gain", "gain_256"), ("one group", "256 groups"), strict=True):
-            plot_winners(rows[rows["group_size"] == size].assign(gain=rows[column]), ax).set_title(
-                f"{groups} of {size}"
-            )
-            ax.set_xlabel("probability of an exact match" if size == sizes[-1] else "")
+            only = "" if items == most else f", {items} of {most} SIDs are items"
+            plot_winners(cell.assign(gain=cell[column]), ax).set_title(f"{groups} of {size}{only}")
+            ax.set_xlabel("probability of an exact match" if ax in axes[-1] else "")
         of_row[1].set_ylabel("")
     seen = {to_hex(patch.get_facecolor()) for ax in axes.flat for patch in ax.patches}
     objectives = [name for name in dict.fromkeys(rows["objective"]) if to_hex(method_color(name)) in seen]

@@ -5,9 +5,10 @@ rollouts of stage-2 policies (over seeds).
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import product
+from functools import cache
+from itertools import pairwise, product
 from pathlib import Path
 
 import pandas as pd
@@ -15,18 +16,29 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sapo.analysis.laboratory import sparse_world
+from sapo.analysis.laboratory import FEW, sparse_world
 from sapo.analysis.statistics import Interval, seed_interval
-from sapo.credit.exact import SidWorld, efficiency, expected_update, second_moment, true_gradient
+from sapo.credit.exact import (
+    SidWorld,
+    efficiency,
+    expected_update,
+    mixed_share,
+    second_moment,
+    silent_share,
+    true_gradient,
+)
 from sapo.credit.objectives import OBJECTIVES, Objective, policy_loss
 from sapo.credit.rewards import step_match
+from sapo.data.catalog import Catalog
+from sapo.data.interactions import Interactions
 from sapo.data.synthetic import SyntheticCatalogue
 from sapo.errors import InputError
 
 PAPER, REVIEW, OURS = "SAPO (2605.17648)", "a review of the paper", "our question"
-ITEMS = tuple(sid for index, sid in enumerate(product(range(4), repeat=3)) if index % 5 in (1, 2))  # 26 of 64 SIDs
 RIVALS = (("grpo_graded", "graded GRPO"), ("grpo_step_reward", "GRPO with the same step rewards, summed"))
 WORLDS = range(8)  # seeds of the laboratory's worlds
+MOST_LIKELY = ((0, 1, 2), (0, 2, 1), (3, 1, 2)), (0.4, 0.3, 0.3)  # items that may come next, sharing codes
+FOLLOWED = 20  # times, at least: of an item whose next items count as a distribution
 COLUMNS = ["claim", "said_by", "experiment", "value", "low", "high", "verdict", "command"]
 
 
@@ -43,11 +55,12 @@ class Finding:
     verdict: str
 
 
-def ledger(record: Path, only: int | None = None) -> pd.DataFrame:
+def ledger(record: Path, only: int | None = None, data: Sequence[Path] = ()) -> pd.DataFrame:
     """The rows of every claim, or of one, with the command that makes them again.
 
     Args:
-        record: folder with the recorded rollouts.csv.gz.
+        record: folder with the recorded rollouts.csv.gz and dynamics.csv.gz.
+        data: folders of real data, for what claim 4 says of them.
 
     Raises:
         InputError: no claim of that number, or a record without the tables.
@@ -60,6 +73,12 @@ def ledger(record: Path, only: int | None = None) -> pd.DataFrame:
         if only in (None, number)
         for finding in find(record)
     ]
+    if only in (None, 4):
+        rows += [
+            {**vars(finding), "command": f"sapo claims --only 4 --data {folder.resolve().name}"}
+            for folder in data
+            for finding in same_maximiser_on(folder)
+        ]
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -96,6 +115,18 @@ def outcome_reward(record: Path) -> Iterator[Finding]:
         *(moved, moved, moved),
         "holds" if moved > 0 else "fails",
     )
+    for name, rows in _worlds(record / "dynamics.csv.gz"):
+        of_sapo = rows[(rows["method"] == "sapo") & (rows["metric"] == "weight_moved")]
+        if of_sapo.empty:
+            continue
+        measured = _share(seed_interval(of_sapo.groupby("seed")["value"].mean().to_numpy()))
+        yield _finding(
+            "What then remains of SAPO is the weight of a step's length",
+            REVIEW,
+            f"{name}, training completions of SAPO: the same share",
+            measured,
+            f"holds, {measured.value:.1%} of the weight" if measured.low > 0 else "not seen",
+        )
 
 
 def signs(record: Path) -> Iterator[Finding]:
@@ -115,6 +146,16 @@ def signs(record: Path) -> Iterator[Finding]:
                 share,
                 f"holds, for {share.value:.1%} of completions" if share.value > 0 else "not seen",
             )
+    for exact_match, size in product((0.2, 1e-2, 1e-4), (4, 16)):
+        worlds = [sparse_world(exact_match, 0.5, seed=seed) for seed in WORLDS]
+        share = _share(seed_interval([mixed_share(world, size) for world in worlds]))
+        yield _finding(
+            "Step credit gives the steps of one completion different signs",
+            OURS,
+            f"exact, coupling 0.5, exact match {exact_match:g}, groups of {size}: share of completions",
+            share,
+            f"holds, for {share.value:.1%} of completions" if share.value > 0 else "not seen",
+        )
 
 
 def starvation(record: Path) -> Iterator[Finding]:
@@ -149,6 +190,22 @@ def starvation(record: Path) -> Iterator[Finding]:
                 f"{name}: what {what}, under trajectory credit, repairs of what SAPO does",
                 share,
                 _half(share, "fails: the reward alone repairs more than half", "holds"),
+            )
+
+    for size in (2, 4, 8, 16):
+        worlds = [SidWorld((size,) * 3, 2, ((0, 1, 1),), coupling=0.5, skill=1.5, seed=seed) for seed in WORLDS]
+        for what, said_by, shares in (
+            ("the exact match", PAPER, [silent_share("grpo", world, 16) for world in worlds]),
+            ("a single step, the mean of the three,", OURS, [_silent_steps(world, 16) for world in worlds]),
+        ):
+            share = _share(seed_interval(shares))
+            yield _finding(
+                "Exact match leaves most groups without signal" if said_by == PAPER else "So does a single step",
+                said_by,
+                f"exact, {size**3:,} items, 1.5 added to the logit of each right code, groups of 16: share of groups "
+                f"in which {what} is all alike",
+                share,
+                _half(share, "holds", "fails"),
             )
 
 
@@ -186,13 +243,43 @@ def same_maximiser(record: Path) -> Iterator[Finding]:
         )
 
 
+def same_maximiser_on(folder: Path) -> Iterator[Finding]:
+    """Claim 4 under the uncertainty of real data: what came next after the same item, as a distribution."""
+    catalogue = Catalog.load(folder)
+    pairs = [pair for sequence in Interactions.load(folder).leave_one_out().sequences for pair in pairwise(sequence)]
+    followers = pd.DataFrame(pairs, columns=["item", "next"]).groupby("item")["next"]
+    contexts = [counts for _, counts in followers if len(counts) >= FOLLOWED]
+    if len(contexts) < 2:
+        return
+    sids, row = catalogue.sids.unique(dim=0, return_inverse=True)
+    given_away: dict[str, list[float]] = {"match": [], "gated": []}
+    perplexity, best = [], []
+    for following in contexts:
+        probs = torch.bincount(row[torch.tensor(following.to_numpy())], minlength=len(sids)).double() / len(following)
+        seen = probs > 0
+        best.append(float(probs.max()))
+        perplexity.append(math.exp(float(torch.special.entr(probs).sum())))
+        for goal, lost in given_away.items():
+            lost.append(float(_lost(sids, sids[seen], probs[None, seen], goal)))
+    for goal, lost in given_away.items():
+        share = _share(seed_interval(lost))
+        yield _finding(
+            f"The policy that maximises {'gated ' if goal == 'gated' else ''}step matches maximises exact match",
+            f"{PAPER}, proposition",
+            f"{folder.resolve().name}, next items after each of the {len(contexts)} items that were followed at least "
+            f"{FOLLOWED} times (perplexity {sum(perplexity) / len(contexts):.0f}): exact match given away, of "
+            f"{sum(best) / len(contexts):.3f}; interval over these items",
+            share,
+            "holds: nothing is lost" if share.value < 1e-12 else "fails",
+        )
+
+
 def sparsity(record: Path) -> Iterator[Finding]:
     """Claim 5: the gain is largest where exact match is rare; is it the reward's or the advantage's?"""
     for coupling, groups in product((0.0, 1.0), (1, 256)):
         gains = {}
         for exact_match in (0.2, 1e-2, 1e-4):
-            worlds = [sparse_world(exact_match, coupling, seed=seed) for seed in WORLDS]
-            gains[exact_match] = _log_ratios("sapo", "grpo", worlds, groups)
+            gains[exact_match] = _log_ratios("sapo", "grpo", (exact_match, coupling), groups)
             gain = _exp(seed_interval(gains[exact_match]))
             yield _finding(
                 "A noisy step of SAPO is worth more than one of GRPO",
@@ -211,14 +298,42 @@ def sparsity(record: Path) -> Iterator[Finding]:
             _exp(seed_interval(more)),
             _against_one(_exp(seed_interval(more))),
         )
+    for (what, more_of_world), exact_match, groups in product(
+        (
+            ("only 26 of 64 SIDs are items", ("blocks_first", FEW)),
+            ("three items may come next", ("blocks_first", None, *MOST_LIKELY)),
+        ),
+        (0.2, 1e-3),
+        (1, 256),
+    ):
+        gain = _exp(seed_interval(_log_ratios("sapo", "grpo", (exact_match, 0.5, *more_of_world), groups)))
+        yield _finding(
+            "A noisy step of SAPO is worth more than one of GRPO",
+            OURS,
+            f"exact, G = 16, coupling 0.5, {what}, exact match {exact_match:g}, {_groups(groups)}: efficiency of SAPO "
+            "over that of GRPO",
+            gain,
+            _against_one(gain),
+        )
     for coupling, (key, name) in product((0.0, 1.0), RIVALS):
-        worlds = [sparse_world(1e-4, coupling, seed=seed) for seed in WORLDS]
-        gain = _exp(seed_interval(_log_ratios("sapo", key, worlds)))
+        gain = _exp(seed_interval(_log_ratios("sapo", key, (1e-4, coupling))))
         yield _finding(
             "The advantage helps, not the reward alone",
             OURS,
             f"exact, G = 16, coupling {coupling:g}, exact match 0.0001, one group: efficiency of SAPO over that of "
             f"{name}",
+            gain,
+            _against_one(gain),
+        )
+    for (other, name), exact_match, groups in product(
+        (("sapo", "SAPO"), ("grpo", "GRPO")), (0.2, 1e-2, 1e-4), (1, 256)
+    ):
+        gain = _exp(seed_interval(_log_ratios("sapo_fallback", other, (exact_match, 0.5), groups)))
+        yield _finding(
+            f"Step credit where the outcome is silent, the outcome elsewhere, beats {name}",
+            OURS,
+            f"exact, G = 16, coupling 0.5, exact match {exact_match:g}, {_groups(groups)}: efficiency of sapo_fallback "
+            f"over that of {name}",
             gain,
             _against_one(gain),
         )
@@ -243,9 +358,8 @@ def chance_matches(record: Path) -> Iterator[Finding]:
             share,
             f"holds, {share.value:.0%} of them" if share.value > 0 else "not seen",
         )
-    for (what, items), exact_match in product((("any SID", None), ("26 items of 64", ITEMS)), (0.2, 1e-3)):
-        worlds = [sparse_world(exact_match, 0.5, seed=seed, catalogue=items) for seed in WORLDS]
-        gain = _exp(seed_interval(_log_ratios("sapo_gated", "sapo", worlds)))
+    for (what, items), exact_match in product((("any SID", None), ("26 items of 64", FEW)), (0.2, 1e-3)):
+        gain = _exp(seed_interval(_log_ratios("sapo_gated", "sapo", (exact_match, 0.5, "blocks_first", items))))
         yield _finding(
             "Gating would be better",
             OURS,
@@ -258,29 +372,40 @@ def chance_matches(record: Path) -> Iterator[Finding]:
 
 def division_by_std(record: Path) -> Iterator[Finding]:
     """Claim 7: dividing by the std over-weights prompts that are nearly always or nearly never right."""
-    for key, exact_match in product(("grpo", "dr_grpo"), (0.01, 0.9)):
-        weights = []
-        for probability in (exact_match, 0.5):
-            world = sparse_world(probability)
-            gradient = true_gradient(world)
-            weights.append(float(expected_update(key, world, 16) @ gradient / (gradient @ gradient)))
-        pull = weights[0] / weights[1]
-        yield Finding(
-            "Dividing by the std over-weights prompts that are hard or easy",
-            "Dr. GRPO (2503.20783)",
-            f"exact, G = 16, {key}: weight of the true gradient at exact match {exact_match:g} over that at 0.5",
-            *(pull, pull, pull),
-            "weighs all alike" if abs(pull - 1) < 0.01 else _against_one(Interval(pull, pull, pull)),
+    divided, undivided = "Dividing by the std over-weights what is hard or easy", "Without a division all weigh alike"
+    for (key, claim, said_by), exact_match in product(
+        (
+            ("grpo", divided, "Dr. GRPO (2503.20783)"),
+            ("dr_grpo", undivided, "Dr. GRPO (2503.20783)"),
+            ("vppo", undivided, "VPPO (2601.18984)"),
+        ),
+        (0.01, 0.9),
+    ):
+        yield _pull(
+            claim,
+            said_by,
+            f"exact, G = 16, {key}: weight along the true gradient of a prompt whose exact match is {exact_match:g}, "
+            "over that at 0.5",
+            _prompt_weight(key, exact_match) / _prompt_weight(key, 0.5),
+        )
+    # E[A | hit] - E[A | miss] of a step that is right with probability p is what its gradient is weighed by.
+    for (name, claim, scale), probability in product(
+        (("SAPO", divided, "group"), ("SAPO without the std", undivided, "none")), (0.01, 0.9)
+    ):
+        point = Objective("match", "step", scale=scale, average="step")
+        yield _pull(
+            claim,
+            OURS,
+            f"exact, G = 16, {name}: weight of the gradient of a step that is right with probability {probability:g}, "
+            "over that at 0.5",
+            _step_weight(point, probability) / _step_weight(point, 0.5),
         )
 
 
 def layout(record: Path) -> Iterator[Finding]:
     """Claim 8: all blocks first, or block k right before code k?"""
     for coupling, key in product((0.0, 1.0), ("sapo", "sapo_suffix")):
-        together, apart = (
-            _log_ratios(key, "grpo", [sparse_world(1e-2, coupling, name, seed) for seed in WORLDS])
-            for name in ("interleaved", "blocks_first")
-        )
+        together, apart = (_log_ratios(key, "grpo", (1e-2, coupling, name)) for name in ("interleaved", "blocks_first"))
         gain = _exp(seed_interval([a - b for a, b in zip(together, apart, strict=True)]))
         yield _finding(
             "Step credit gains more over GRPO with block k right before code k",
@@ -314,9 +439,10 @@ def _half(share: Interval, more: str, less: str) -> str:
 
 
 def _against_one(ratio: Interval) -> str:
+    times = f"{ratio.value:.3g} times" if abs(ratio.value - 1) > 0.01 else f"{ratio.value:.4g} times"
     if ratio.low > 1:
-        return f"holds, {ratio.value:.3g} times"
-    return f"fails, {ratio.value:.2g} times" if ratio.high < 1 else "undecided"
+        return f"holds, {times}"
+    return f"fails, {times}" if ratio.high < 1 else "undecided"
 
 
 def _advantages(key: str, predicted: Int[Tensor, "B K"], size: int) -> Tensor:
@@ -327,17 +453,52 @@ def _advantages(key: str, predicted: Int[Tensor, "B K"], size: int) -> Tensor:
     return OBJECTIVES[key].advantages(rewards, size)
 
 
-def _log_ratios(key: str, other: str, worlds: list[SidWorld], groups: int = 1) -> list[float]:
-    """Logarithm of the ratio of two efficiencies, for each world, G = 16."""
+def _log_ratios(key: str, other: str, world: tuple, groups: int = 1) -> list[float]:
+    """Logarithm of the ratio of two efficiencies for each world, G = 16; `world` is what `sparse_world` takes."""
+    exact_match, coupling, layout, *rest = (*world, "blocks_first")[: max(3, len(world))]
     logs = []
-    for world in worlds:
-        gradient = true_gradient(world)
-        ours, theirs = (
-            efficiency(expected_update(name, world, 16), second_moment(name, world, 16), gradient, groups)
-            for name in (key, other)
-        )
+    for seed in WORLDS:
+        cell = (exact_match, coupling, layout, seed, *rest)
+        ours, theirs = (efficiency(*_moments(name, cell), groups) for name in (key, other))
         logs.append(math.log(ours / theirs))
     return logs
+
+
+@cache
+def _moments(key: str, cell: tuple) -> tuple[Tensor, Tensor, Tensor]:
+    """Expected update, its second moment and the true gradient, G = 16."""
+    world = sparse_world(*cell)
+    return expected_update(key, world, 16), second_moment(key, world, 16), true_gradient(world)
+
+
+def _silent_steps(world: SidWorld, size: int) -> float:
+    """Probability that a group's matches at a step are all alike, the mean over steps."""
+    right = world.probs @ step_match(world.sids, world.target_sids.expand(world.sids.shape)).double()
+    return float((right**size + (1 - right) ** size).mean())
+
+
+def _prompt_weight(key: str, exact_match: float) -> float:
+    """The expected update as a multiple of the true gradient, along it; G = 16."""
+    update, _, gradient = _moments(key, (exact_match,))
+    return float(update @ gradient / (gradient @ gradient))
+
+
+def _step_weight(point: Objective, probability: float) -> float:
+    """E[A | hit] - E[A | miss] at a step that is right with this probability, G = 16."""
+    others = torch.arange(16)
+    chance = torch.distributions.Binomial(15, torch.tensor(probability, dtype=torch.float64)).log_prob(others).exp()
+    means = []
+    for own in (1, 0):
+        groups = torch.cat([torch.full((16, 1), own), (torch.arange(15) < others[:, None]).long()], 1).double()
+        advantages = point.advantages(groups.view(-1, 1), 16).view(16, 16)
+        means.append(float(chance @ advantages[:, 0]))
+    return means[0] - means[1]
+
+
+def _pull(claim: str, said_by: str, experiment: str, ratio: float) -> Finding:
+    alike = "holds" if "alike" in claim else "fails: weighs all alike"
+    other = f"fails, {ratio:.3g} times" if "alike" in claim else _against_one(Interval(ratio, ratio, ratio))
+    return Finding(claim, said_by, experiment, ratio, ratio, ratio, alike if abs(ratio - 1) < 0.01 else other)
 
 
 def _groups(number: int) -> str:
@@ -363,11 +524,18 @@ def _lost(
 
 
 def _worlds(path: Path) -> Iterator[tuple[str, pd.DataFrame]]:
-    """(name, rows) of every data set and preset of a recorded table."""
+    """(name, rows) of every data set and preset of a recorded table.
+
+    Presets that differ in stage 3 alone have the same stage-2 rollouts, which count once.
+    """
     if not path.is_file():
         raise InputError(f"no {path}: `sapo publish` records it.")
+    seen: list[pd.DataFrame] = []
     for (dataset, _split, preset), rows in pd.read_csv(path).groupby(["dataset", "split", "preset"]):
-        yield f"{dataset} ({preset})", rows
+        content = rows.drop(columns="preset").reset_index(drop=True)
+        if not any(content.equals(other) for other in seen):
+            seen.append(content)
+            yield f"{dataset} ({preset})", rows
 
 
 def _rollouts(rows: pd.DataFrame) -> Iterator[Int[Tensor, "B K"]]:

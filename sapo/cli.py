@@ -151,20 +151,29 @@ class Claims:
     only: int | None = None
     """Number of one claim, which is printed and not written; all, into RECORD/claims.csv, where left out."""
     record: Path = Path(__file__).resolve().parent.parent / "paper_figures" / "data"
-    """Folder of the recorded rollouts.csv.gz, and of claims.csv."""
+    """Folder of the recorded rollouts.csv.gz and dynamics.csv.gz, and of claims.csv."""
+    data: tuple[Path, ...] = ()
+    """Folders of TSV files, for what claim 4 says of real data. Recorded rows of others stay."""
 
     def __call__(self) -> None:
+        import pandas as pd
+
         from sapo.claims import ledger
         from sapo.runs import write_table
 
-        rows = ledger(self.record, self.only)
+        rows = ledger(self.record, self.only, self.data)
         for claim, of_claim in rows.groupby("claim", sort=False):
             print(claim)
             for row in of_claim.itertuples():
                 print(f"    {row.experiment}\n        {row.value:.4g} [{row.low:.4g}, {row.high:.4g}]: {row.verdict}")
         if self.only is None:
-            write_table(rows, self.record / "claims.csv")
-            print(self.record / "claims.csv")
+            path = self.record / "claims.csv"
+            if path.is_file():
+                old = pd.read_csv(path)
+                others = old["command"].str.contains("--data") & ~old["command"].isin(rows["command"])
+                rows = pd.concat([rows, old[others]])
+            write_table(rows, path)
+            print(path)
 
 
 @dataclass(frozen=True)
@@ -181,7 +190,9 @@ class Lab:
         from sapo.runs import write_table
 
         _at_least_one("worlds", self.worlds)
-        write_table(sweep(Sweep(seeds=tuple(range(self.worlds)))), self.to / "exact.csv")
+        rows = sweep(Sweep(seeds=tuple(range(self.worlds))))
+        six_digits = rows.map(lambda value: float(f"{value:.6g}") if isinstance(value, float) else value)
+        write_table(six_digits, self.to / "exact.csv")
         print(self.to / "exact.csv")
 
 

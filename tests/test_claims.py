@@ -8,11 +8,13 @@ import torch
 
 from sapo.analysis.laboratory import COLUMNS as CELL
 from sapo.analysis.laboratory import Sweep, sparse_world, sweep
-from sapo.claims import CLAIMS, COLUMNS, _against_one, _lost, ledger
+from sapo.claims import CLAIMS, COLUMNS, _against_one, _lost, _step_weight, ledger
 from sapo.credit.exact import efficiency, expected_update, second_moment, true_gradient
+from sapo.credit.objectives import Objective
 from sapo.errors import InputError
 
 RECORD = Path(__file__).resolve().parent.parent / "paper_figures" / "data"
+DATA = RECORD.parent.parent.parent / "shared" / "data"
 
 
 @pytest.fixture
@@ -31,6 +33,8 @@ def record(tmp_path):
         for k, hit in enumerate(hits)
     ]
     pd.DataFrame(rows).to_csv(tmp_path / "rollouts.csv.gz", index=False)
+    curves = pd.DataFrame(columns=["dataset", "split", "preset", "method", "seed", "step", "metric", "value"])
+    curves.to_csv(tmp_path / "dynamics.csv.gz", index=False)
     return tmp_path
 
 
@@ -77,6 +81,7 @@ def test_maximisers_by_hand():
     assert _lost(targets, targets, probs, "match").item() == pytest.approx(0.1)
     rows = ledger(RECORD, 4)
     assert (rows["verdict"].str.startswith("holds") == (rows["value"] < 1e-12)).all()
+    assert len(rows) == 10
     assert rows["value"].max() == pytest.approx(0.4)
     # (0, 0) and (1, 0) are worth the same: a tie is broken in favour of the claim, whatever the last bit says
     targets, probs = torch.tensor([[0, 0], [1, 1], [1, 2]]), torch.tensor([[0.3, 0.1, 0.2]]).double()
@@ -123,9 +128,12 @@ def test_claims_of_the_laboratory_are_ratios_over_its_worlds(monkeypatch):
     sparse, dense = (rows.loc[cell.format(rarity), "value"] for rarity in ("0.0001", "0.2"))
     assert rows.loc[more, "value"] == pytest.approx(sparse / dense)
     # With 0/1 rewards the expected update is the gradient times E[A | hit] - E[A | miss]; without the std that is 1.
-    hard, easy, *unscaled = ledger(RECORD, 7)["value"].tolist()
-    assert unscaled == pytest.approx([1, 1])
-    assert hard > easy > 1.2
+    pulls = ledger(RECORD, 7)
+    value = pulls["value"].tolist()
+    assert value[2:4] + value[8:] == pytest.approx([1] * 4)  # Dr. GRPO, and SAPO without the std
+    assert value[6:8] == pytest.approx(value[:2])  # a step of SAPO is weighed as GRPO weighs a prompt
+    assert value[0] > value[1] > 1.2
+    assert pulls["verdict"].str.startswith("holds").tolist() == [True] * 4 + [False] * 2 + [True] * 4  # VPPO's do not
     layouts = ledger(RECORD, 8)
     assert len(layouts) == 4
     assert (layouts["low"] < layouts["value"]).all()
@@ -143,10 +151,40 @@ def test_bad_input(record):
 def test_the_record_has_every_claim_and_its_cheap_rows_come_out_again():
     recorded = pd.read_csv(RECORD / "claims.csv")
     assert list(recorded.columns) == COLUMNS
-    assert set(recorded["command"]) == {f"sapo claims --only {number}" for number in CLAIMS}
+    commands = {f"sapo claims --only {number}" for number in CLAIMS}
+    commands |= {f"sapo claims --only 4 --data {name}" for name in ("office", "industrial_full")}
+    assert set(recorded["command"]) == commands
     again = pd.concat([ledger(RECORD, number) for number in (1, 2, 3, 4)])
     kept = recorded[recorded["command"].isin(again["command"])]
     pd.testing.assert_frame_equal(
         kept.reset_index(drop=True), again.reset_index(drop=True), check_exact=False, rtol=1e-6, check_dtype=False
     )
     assert recorded["verdict"].notna().all()
+
+
+def test_the_weight_of_a_step_by_hand():
+    """One code of 16 right: 15/16 over a sample std of 1/4 for the hit. With p near 0 others are never right, so that
+    a miss has 0 and the weight is that advantage."""
+    point = Objective("match", "step", average="step")
+    assert _step_weight(point, 1e-9) == pytest.approx(15 / 16 / (0.25 + 1e-4), rel=1e-6)
+    assert _step_weight(Objective("match", "step", scale="none"), 0.3) == pytest.approx(15 / 16)
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="no data folder beside the checkout")
+def test_what_is_given_away_on_real_data_is_what_the_record_says():
+    rows = ledger(RECORD, 4, [DATA / "office"])
+    rows = rows[rows["command"] == "sapo claims --only 4 --data office"]
+    recorded = pd.read_csv(RECORD / "claims.csv")
+    recorded = recorded[recorded["command"] == "sapo claims --only 4 --data office"]
+    assert rows["experiment"].tolist() == recorded["experiment"].tolist()
+    assert rows["value"].tolist() == pytest.approx(recorded["value"].tolist())
+    assert (rows["value"] < 0.01).all()
+
+
+def test_weight_moved_is_read_from_the_record(record):
+    curves = pd.DataFrame({"seed": [0, 0, 1], "step": [1, 2, 1], "metric": "weight_moved", "value": [0.1, 0.3, 0.4]})
+    world = {"dataset": "tiny", "split": "leave_one_out", "preset": "quick", "method": "sapo"}
+    curves.assign(**world).to_csv(record / "dynamics.csv.gz", index=False)
+    row = ledger(record, 1).iloc[2]
+    assert row["value"] == pytest.approx((0.2 + 0.4) / 2)
+    assert row["experiment"] == "tiny (quick), training completions of SAPO: the same share"

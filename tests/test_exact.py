@@ -12,12 +12,14 @@ from sapo.credit.exact import (
     efficiency,
     expected_update,
     improvement,
+    mixed_share,
     sampled_updates,
     second_moment,
     silent_share,
     true_gradient,
 )
 from sapo.credit.objectives import OBJECTIVES, Objective, policy_loss
+from sapo.credit.rewards import step_match
 from sapo.errors import InputError
 
 # 8 trajectories, 512 groups of 3. Both second codes are only children, so no second token is trained.
@@ -87,6 +89,21 @@ def test_expected_update_is_the_mean_over_all_groups(key, world, size):
     torch.testing.assert_close(second_moment(objective, world, size), moment, atol=1e-10, rtol=0)
     assert moment > 1e-6
     assert silent_share(key, world, size) == pytest.approx(float(probs @ silent.double()))
+
+
+@pytest.mark.parametrize(("world", "size"), [(TINY, 3), (FREE, 2)], ids=["trie", "free"])
+def test_signs_within_a_completion(world, size):
+    """Against all groups written out: some step of a completion is credited and another is blamed."""
+    members = torch.tensor(list(itertools.product(range(len(world.sids)), repeat=size)))
+    expected = 0.0
+    for target, share in zip(world.target_sids, world.goal_probs, strict=True):
+        match = step_match(world.sids, target.expand(world.sids.shape)).double()
+        for group in members:
+            credit = OBJECTIVES["sapo"].advantages(match[group], size)
+            mixed = ((credit > 0).any(1) & (credit < 0).any(1)).double().mean()
+            expected += float(share * world.probs[group].prod() * mixed)
+    assert expected > 0.01 or world is TINY  # whose second code follows from the first
+    assert mixed_share(world, size) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(("world", "size"), [(TINY, 3), (FREE, 2)], ids=["trie", "free"])

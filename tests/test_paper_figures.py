@@ -40,7 +40,13 @@ def fake_results() -> pd.DataFrame:
     rows = []
     for method, level in METHODS.items():
         for seed in range(3 if method in ("sapo", "grpo", "stage2") else 1):
-            for metric, share in (("recall@5", 0.7), ("ndcg@5", 0.5), ("recall@10", 1.0), ("ndcg@10", 0.6)):
+            for metric, share in (
+                ("recall@5", 0.7),
+                ("ndcg@5", 0.5),
+                ("recall@10", 1.0),
+                ("ndcg@10", 0.6),
+                ("recall@1", 0.3),
+            ):
                 rows.append((method, "measured", seed, metric, share * (level + 0.01 * rng.normal())))
             rows.append((method, "measured", seed, "updates", 0 if method == "popularity" else 80))
     rows.append(("optimum", "exact", 0, "recall@10", 0.41))
@@ -352,7 +358,13 @@ def fake_exact() -> pd.DataFrame:
     factor = np.where(table["objective"] == "grpo", 1.0, np.where(table["exact_match"] < 0.1, 2.0, 0.5))
     world = 0.1 * (1 + table["seed"]) * table["exact_match"]
     return table.assign(
-        layout="blocks_first", efficiency=factor * world, efficiency_256=world, cosine=0.9, silent=0.3, improvement=0.8
+        layout="blocks_first",
+        items=64,
+        efficiency=factor * world,
+        efficiency_256=world,
+        cosine=0.9,
+        silent=0.3,
+        improvement=0.8,
     )
 
 

@@ -20,11 +20,13 @@ from sapo.analysis.plots import (
     plot_advantage_distributions,
     plot_credit_units,
     plot_curve,
+    plot_gains,
     plot_reference_line,
     plot_results,
     plot_sign_disagreement,
     plot_zero_signal,
 )
+from sapo.analysis.results import paired_gains
 from sapo.credit.objectives import OBJECTIVES
 from sapo.errors import InputError
 
@@ -233,3 +235,29 @@ def test_style_embeds_fonts_and_is_left_behind():
         with figure_style():
             pass
         assert mpl.rcParams["pdf.fonttype"] == 3
+
+
+def gains_table() -> pd.DataFrame:
+    """SAPO gains .02 and .04 over stage 2, GRPO .01 on the one seed it has."""
+    rows = [("stage2", 0, 0.3), ("stage2", 1, 0.5), ("sapo", 0, 0.32), ("sapo", 1, 0.54), ("grpo", 1, 0.51)]
+    table = pd.DataFrame(rows, columns=["method", "seed", "value"])
+    return table.assign(metric="ndcg@10")
+
+
+def test_gains_are_paired_by_seed():
+    gains = paired_gains(gains_table(), "ndcg@10", "stage2")
+    assert gains["sapo"].tolist() == pytest.approx([0.02, 0.04])
+    assert gains["grpo"].dropna().tolist() == pytest.approx([0.01])
+    ax = plot_gains(gains_table(), "ndcg@10", "stage2")
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["SAPO (step-aligned)", "GRPO"]  # best first
+    means = [line.get_xdata()[0] for line in ax.lines if line.get_markersize() == 4]
+    assert means == pytest.approx([0.03, 0.01])
+    top, bottom = ax.get_ylim()[::-1]
+    assert top < bottom
+    assert ax.get_xlabel() == "NDCG@10 over Stage 2 (no RL)"
+    swapped = plot_gains(gains_table(), "ndcg@10", "stage2", order=["grpo", "sapo"])
+    assert [label.get_text() for label in swapped.get_yticklabels()] == ["GRPO", "SAPO (step-aligned)"]
+    with pytest.raises(InputError, match="no rows of 'recall@1' for 'stage2'"):
+        paired_gains(gains_table(), "recall@1", "stage2")
+    with pytest.raises(InputError, match="no method shares a seed with 'grpo'"):
+        paired_gains(gains_table().query("method == 'grpo'"), "ndcg@10", "grpo")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from sapo.analysis.results import read_results
+from sapo.analysis.results import paired_gains, read_results
 from sapo.analysis.statistics import seed_interval
 from sapo.credit.objectives import OBJECTIVES
 from sapo.recipes import QUICK
@@ -97,13 +97,51 @@ def test_efficiencies_are_those_of_the_ledger():
     ):
         row = claims.loc[f"{start}{cell}{end}{rival}"]
         assert shown.format(row["value"], row["low"], row["high"]) in text
+    start = "exact, G = 16, coupling 0.5, exact match "
+    for rarity, shown in (
+        ("0.2", "{:.2f} [{:.2f}, {:.2f}] of SAPO's where one in 5"),
+        ("0.01", "{:.2f} [{:.2f}, {:.2f}] at one in"),
+    ):
+        row = claims.loc[f"{start}{rarity}, one group: efficiency of sapo_fallback over that of SAPO"]
+        assert shown.format(row["value"], row["low"], row["high"]) in text
+    over_grpo = claims.filter(regex="one group: efficiency of sapo_fallback over that of GRPO", axis=0)
+    assert (over_grpo["low"] > 1).all()
+    rarest = claims.loc[f"{start}0.0001, one group: efficiency of sapo_fallback over that of SAPO", "value"]
+    assert rarest == pytest.approx(1, abs=0.005)
+    real = claims.filter(regex="next items after each", axis=0)
+    real = real[real["claim"].str.contains("maximises step")]
+    assert len(real) == 2
+    assert (real["value"].between(0.003, 0.0065)).all()
     lost = claims.filter(regex="^synthetic catalogue, targets as random", axis=0)["value"]
     assert (lost == 0).all()
 
 
+def test_gains_of_all_objectives_are_those_of_the_record(rows):
+    text = " ".join(README.split())
+    measured = rows[rows["source"] == "measured"]
+
+    def shown(rows: pd.DataFrame, method: str, against: str) -> str:
+        gain = seed_interval(paired_gains(rows, "ndcg@10", against)[method].dropna().to_numpy())
+        return f"{gain.value:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]"
+
+    assert f"{shown(measured, 'rank_reward', 'grpo')} over GRPO" in text
+    assert f"over stage 2 {shown(measured, 'rank_reward', 'stage2')}" in text
+    assert f"({shown(measured, 'sapo_fallback', 'sapo')} of SAPO)" in text
+    gains = paired_gains(measured, "ndcg@10", "stage2")[list(OBJECTIVES)]
+    assert len(gains.columns) == 22
+    assert gains.notna().to_numpy().all()
+    others = gains.drop(columns="rank_reward").mean()
+    assert f"between {others.min():.3f} and {abs(others.max().round(3)):.3f} of stage 2" in text
+    results = read_results(ROOT / "paper_figures" / "data" / "results.csv")
+    twice = results[(results["preset"] == "quick-2iterations") & (results["source"] == "measured")]
+    assert f"SAPO - GRPO is {shown(twice, 'sapo', 'grpo')}" in text
+    assert f"GSPO - GRPO {shown(twice, 'gspo', 'grpo')}" in text
+    assert f"Rank-GRPO - SAPO {shown(twice, 'rank_grpo', 'sapo')}" in text
+
+
 def test_the_record_is_of_the_recipe_as_it_stands(rows):
     updates = rows[rows["metric"] == "updates"].groupby("method")["value"].unique()
-    expected = dict.fromkeys((*QUICK.objectives, *QUICK.ablations), QUICK.stage3.updates)
+    expected = dict.fromkeys(OBJECTIVES, QUICK.stage3.updates)
     expected |= dict.fromkeys(("stage2", "stage2_no_thinking"), QUICK.stage2.updates)
     assert {method: values.tolist() for method, values in updates.items()} == {
         method: [number] for method, number in expected.items()
@@ -141,15 +179,18 @@ def test_shares_of_silent_groups_are_those_of_the_record():
 def test_the_table_of_objectives_is_the_code():
     rows = dict(re.findall(r"^\| \**`(\w+)`\** \|(.*)\|$", README, flags=re.MULTILINE))
     assert OBJECTIVES.keys() <= rows.keys()
+    tests = "".join(path.read_text("utf-8") for path in (ROOT / "tests").glob("test_*.py"))
     for key, objective in OBJECTIVES.items():
-        cells = [cell.strip() for cell in rows[key].split("|")]
-        assert cells[1] == objective.credit + ", learned value" * (objective.baseline == "value")
-        assert cells[2] == ("none" if objective.scale == "none" else f"{objective.scale} std")
-        assert cells[3:5] == [objective.ratio, objective.average]
-        low, high = map(float, cells[5].split(" / "))
-        assert (low, high) == (objective.epsilon, objective.epsilon_high)
-        assert cells[6] == {0: "–", 1e-3: "1e-3", 0.05: "0.05"}[objective.beta]
-        assert cells[7] == objective.source
+        _, credit, scale, ratio, average, kl, source, test, figure = (cell.strip() for cell in rows[key].split("|"))
+        assert credit == objective.credit + ", learned value" * (objective.baseline == "value")
+        assert scale == ("none" if objective.scale == "none" else f"{objective.scale} std")
+        unit, low, high = re.fullmatch(r"(\w+), (.+)/(.+)", ratio).groups()
+        assert (unit, float(low), float(high)) == (objective.ratio, objective.epsilon, objective.epsilon_high)
+        assert average == objective.average
+        assert kl == {0: "–", 1e-3: "1e-3", 0.05: "0.05"}[objective.beta]
+        assert source == objective.source
+        assert f"\ndef {test.strip('`')}(" in tests
+        assert (ROOT / "paper_figures" / f"{figure.strip('`')}.py").is_file()
 
 
 def test_files_that_it_names_exist():

@@ -20,8 +20,11 @@ from sapo.credit.exact import (
 )
 from sapo.progress import progress_bar
 
-RIVALS = ("grpo", "grpo_graded", "grpo_step_reward", "sapo", "sapo_gated", "sapo_suffix")
-COLUMNS = ("objective", "layout", "exact_match", "coupling", "group_size", "seed")
+RIVALS = ("grpo", "grpo_graded", "grpo_step_reward", "sapo", "sapo_gated", "sapo_suffix", "sapo_fallback")
+COLUMNS = ("objective", "layout", "items", "exact_match", "coupling", "group_size", "seed")
+FEW = tuple(sid for index, sid in enumerate(product(range(4), repeat=3)) if index % 5 in (1, 2))
+"""26 of the 64 SIDs, a catalogue whose prefixes branch unevenly."""
+TARGET = ((0, 1, 2),)
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,8 @@ class Sweep:
     """What block j says to token k != j, against what its own block says."""
     group_size: tuple[int, ...] = (4, 8, 16)
     layout: tuple[str, ...] = ("blocks_first",)
+    items: tuple[int, ...] = (64, 26)
+    """Items of the catalogue that tokens are constrained to: all 64 SIDs, or `FEW`."""
     seeds: tuple[int, ...] = tuple(range(8))
 
 
@@ -46,17 +51,18 @@ def sweep(grid: Sweep) -> pd.DataFrame:
     groups without any credit), and improvement (what one step of KL 1e-3 along the expected update gains, as a share of
     what the true gradient gains).
     """
-    cells = list(product(grid.layout, grid.exact_match, grid.coupling, grid.seeds))
+    cells = list(product(grid.layout, grid.items, grid.exact_match, grid.coupling, grid.seeds))
+    catalogues = {64: None, len(FEW): FEW}
     rows = []
-    for layout, exact_match, coupling, seed in progress_bar("laboratory", cells):
-        world = sparse_world(exact_match, coupling, layout, seed)
+    for layout, items, exact_match, coupling, seed in progress_bar("laboratory", cells):
+        world = sparse_world(exact_match, coupling, layout, seed, catalogues[items])
         gradient = true_gradient(world)
         best = improvement(world, gradient)
         for objective, size in product(grid.objectives, grid.group_size):
             update, moment = expected_update(objective, world, size), second_moment(objective, world, size)
             rows.append(
                 {
-                    **dict(zip(COLUMNS, (objective, layout, exact_match, coupling, size, seed), strict=True)),
+                    **dict(zip(COLUMNS, (objective, layout, items, exact_match, coupling, size, seed), strict=True)),
                     "efficiency": efficiency(update, moment, gradient),
                     "efficiency_256": efficiency(update, moment, gradient, groups=256),
                     "cosine": float(torch.cosine_similarity(update, gradient, dim=0)),
@@ -73,8 +79,11 @@ def sparse_world(
     layout: str = "blocks_first",
     seed: int = 0,
     catalogue: tuple[tuple[int, ...], ...] | None = None,
+    targets: tuple[tuple[int, ...], ...] = TARGET,
+    target_probs: tuple[float, ...] | None = None,
 ) -> SidWorld:
     """The world of a cell."""
-    target = ((0, 1, 2),)
-    world = SidWorld((4, 4, 4), 2, target, catalogue=catalogue, coupling=coupling, layout=layout, seed=seed)
+    world = SidWorld(
+        (4, 4, 4), 2, targets, target_probs, catalogue=catalogue, coupling=coupling, layout=layout, seed=seed
+    )
     return world.with_exact_match(exact_match)

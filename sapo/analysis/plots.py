@@ -5,6 +5,7 @@ dotted. Intervals are 95 % t intervals over seeds.
 """
 
 import itertools
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -16,8 +17,9 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.patches import FancyBboxPatch, Rectangle
+from matplotlib.ticker import LogLocator, NullFormatter
 
-from sapo.analysis.results import validate_results
+from sapo.analysis.results import paired_gains, validate_results
 from sapo.analysis.statistics import Interval, seed_interval
 from sapo.errors import InputError
 
@@ -38,7 +40,7 @@ METHOD_COLORS: dict[str, str] = {
     "dr_grpo": "#591e71",
     "sapo_sequence_mean": "#12239e",
     "sapo_suffix": "#7a4fd0",
-    "sapo_fallback": "#0b8fac",
+    "sapo_fallback": "#b2182b",
     "rlvr": "#5b3a29",
     "process_grpo": "#3f6f5f",
     "rloo": "#8c564b",
@@ -380,6 +382,36 @@ def plot_results(data: pd.DataFrame, metric: str, ax: Axes | None = None) -> Axe
     return ax
 
 
+def plot_gains(
+    data: pd.DataFrame, metric: str, against: str, ax: Axes | None = None, order: Sequence[str] | None = None
+) -> Axes:
+    """What every objective gains over a method of the same seed: mean and interval of the difference, seeds as dots.
+
+    Args:
+        data: measured rows of the results table, of one dataset, split and preset.
+        against: the method that is subtracted, seed by seed.
+        order: methods from the top; by their mean gain where None.
+
+    Raises:
+        InputError: no method that shares a seed with `against` in this metric.
+    """
+    ax = _axes(ax)
+    gains = paired_gains(data, metric, against)
+    methods = list(order or gains.mean().sort_values(ascending=False).index)
+    for place, method in enumerate(methods):
+        of_method, color = gains[method].dropna().to_numpy(), method_color(method)
+        interval = seed_interval(of_method)
+        if len(of_method) > 1:
+            ax.plot([interval.low, interval.high], [place, place], "|-", ms=5, color=color, linewidth=1.4, zorder=2)
+            ax.plot(of_method, [place] * len(of_method), "o", ms=2, color="white", mec=color, mew=0.5, zorder=4)
+        ax.plot(interval.value, place, "o", ms=4, color=color, zorder=3)
+    ax.axvline(0, color=method_color(against), linewidth=0.8, zorder=1)
+    ax.set_yticks(range(len(methods)), [method_label(method) for method in methods])
+    ax.set_ylim(len(methods) - 0.4, -0.6)
+    ax.set_xlabel(f"{metric_label(metric)} over {method_label(against)}")
+    return ax
+
+
 def plot_against_sparsity(
     data: pd.DataFrame,
     column: str,
@@ -414,7 +446,7 @@ def plot_against_sparsity(
             np.maximum([middle - low, high - middle], 0),
             color=method_color(objective),
             linestyle=REFERENCE_LINES["exact"],
-            marker="os^Dvp"[index % 6],
+            marker="os^DvpX"[index % 7],
             markersize=2.5,
             linewidth=0.9,
             elinewidth=0.7,
@@ -425,6 +457,10 @@ def plot_against_sparsity(
     ax.invert_xaxis()
     if log:
         ax.set_yscale("log")
+        low, high = ax.get_ylim()
+        ax.yaxis.set_major_locator(LogLocator(subs=(1.0,) if high > 30 * low else (1.0, 2.0, 5.0)))
+        ax.yaxis.set_major_formatter("{x:g}")
+        ax.yaxis.set_minor_formatter(NullFormatter())
     ax.set_xlabel("probability of an exact match")
     return ax
 

@@ -114,3 +114,21 @@ def merge_results(existing: pd.DataFrame, added: pd.DataFrame) -> pd.DataFrame:
     """All rows of both; where both have a row of one key, that of `added`."""
     tables = [validate_results(existing, "existing results"), validate_results(added, "added results")]
     return validate_results(pd.concat(tables).drop_duplicates(KEY, keep="last"))
+
+
+def paired_gains(rows: pd.DataFrame, metric: str, against: str) -> pd.DataFrame:
+    """What every method gains over another one of the same seed: a row a seed, a column a method.
+
+    Args:
+        rows: measured rows of one dataset, split and preset.
+
+    Raises:
+        InputError: no method that shares a seed with `against` in this metric.
+    """
+    values = rows[rows["metric"] == metric].pivot(index="seed", columns="method", values="value")
+    if against not in values:
+        raise InputError(f"no rows of {metric!r} for {against!r}; there are {', '.join(values.columns) or 'none'}.")
+    gains = values.drop(columns=against).sub(values[against], axis=0).dropna(axis=1, how="all")
+    if gains.empty:
+        raise InputError(f"no method shares a seed with {against!r} in {metric!r}.")
+    return gains

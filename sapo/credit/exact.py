@@ -282,6 +282,25 @@ def silent_share(objective: Objective | str, world: SidWorld, group_size: int) -
     return float(sum(prob * case.silent_share() for prob, case in _cases(steps, world, group_size)))
 
 
+def mixed_share(world: SidWorld, group_size: int) -> float:
+    """Probability that SAPO gives the steps of one completion credit of different signs.
+
+    A right code is credited where another completion misses it, a wrong one is blamed where another has it. So a
+    completion has both unless the other G-1 all have every code that it has, or all miss every code that it misses.
+    """
+    share = 0.0
+    for target, prob in zip(world.target_sids, world.goal_probs, strict=True):
+        rows, kind = step_match(world.sids, target.expand(world.sids.shape)).bool().unique(dim=0, return_inverse=True)
+        shares = _shares(kind, world.probs)
+        for row, own in zip(rows, shares, strict=True):
+            has_all = shares[(rows | ~row).all(1)].sum() ** (group_size - 1)
+            misses_all = shares[(~rows | row).all(1)].sum() ** (group_size - 1)
+            alike = own ** (group_size - 1)
+            if row.any() and not row.all():
+                share += float(prob * own * (1 - has_all - misses_all + alike))
+    return share
+
+
 def sampled_updates(
     objective: Objective | str,
     world: SidWorld,

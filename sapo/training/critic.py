@@ -47,7 +47,7 @@ class Critic(nn.Module):
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
         self.accelerator, self.scale = accelerator, scale
-        self.to(accelerator.device)
+        self.to(accelerator.device).eval()  # no dropout: a value is compared with what it was a moment ago
         self.optimizer = torch.optim.AdamW(self.parameters(), lr=learning_rate, weight_decay=0.0)
 
     def forward(
