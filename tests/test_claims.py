@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from sapo.analysis.laboratory import COLUMNS as CELL
-from sapo.analysis.laboratory import Sweep, sparse_world, sweep
+from sapo.analysis.laboratory import FEW, Sweep, sparse_world, sweep
 from sapo.claims import CLAIMS, COLUMNS, _against_one, _lost, _step_weight, ledger
-from sapo.credit.exact import efficiency, expected_update, second_moment, true_gradient
+from sapo.credit.exact import efficiency, expected_update, second_moment, silent_share, true_gradient
 from sapo.credit.objectives import Objective
 from sapo.errors import InputError
 
@@ -97,8 +97,13 @@ def test_verdicts_follow_from_intervals():
 
 
 def test_the_sweep_is_what_the_laboratory_says():
-    grid = Sweep(("grpo", "sapo"), (0.1,), (0.5,), (4,), seeds=(1,))
-    rows = sweep(grid).set_index("objective")
+    grid = Sweep(("grpo", "sapo"), (0.1,), (0.5,), (4,), items=(64, 26), seeds=(1,))
+    both = sweep(grid)
+    few = both[(both["items"] == 26) & (both["objective"] == "sapo")].iloc[0]
+    constrained = sparse_world(0.1, 0.5, seed=1, catalogue=FEW)
+    assert len(constrained.sids) == 26 * 2**3
+    assert few["silent"] == silent_share("sapo", constrained, 4)
+    rows = both[both["items"] == 64].set_index("objective")
     world = sparse_world(0.1, 0.5, seed=1)
     gradient = true_gradient(world)
     for key in ("grpo", "sapo"):
