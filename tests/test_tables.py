@@ -140,3 +140,12 @@ def test_columns_of_ones_own(tmp_path):
     assert r"on & \textbf{0.2000 $\pm$ 0.0100} \\" in text
     assert r"off & -- \\" in text
     assert r"-- & \underline{0.1000} \\" in text
+
+
+def test_long_text_is_wrapped_and_long_tables_run_over_pages(tmp_path):
+    table = pd.DataFrame({"claim": ["word " * 20] * 60, "verdict": ["holds"] * 60})
+    text = write_table(table, tmp_path / "t")[1].read_text()
+    assert r"\usepackage{booktabs,longtable}" in text
+    assert r"\begin{longtable}{p{0.72\linewidth}l}" in text
+    assert text.endswith("\\end{longtable}\n")
+    assert r"\begin{tabular}{ll}" in write_table(table.assign(claim="short").head(3), tmp_path / "s")[1].read_text()

@@ -25,6 +25,9 @@ NOTES = (
 )
 _DAGGERS = {"measured": "", "published": "†", "exact": "‡"}
 
+WRAPPED = 40  # characters of a cell from which on a column of LaTeX text is wrapped
+ONE_PAGE = 50  # rows
+
 
 def results_table(results: pd.DataFrame, metrics: list[str]) -> pd.DataFrame:
     """One row a (dataset, split, preset, source, method), measured before exact before published.
@@ -158,11 +161,20 @@ def _latex(table: pd.DataFrame, notes: str) -> str:
             for cell, place in cells
         ]
     numbers = [*ranks, "seeds", "updates", "learning_rate"]
-    alignment = "".join("r" if column in numbers else "l" for column in table if _title(column) in text)
+    widths = {column: text[_title(column)].map(len).max() for column in table if _title(column) in text and len(table)}
+    wrapped = {column: min(width, 90) for column, width in widths.items() if width > WRAPPED and column not in numbers}
+    share = {column: 0.72 * width / sum(wrapped.values()) for column, width in wrapped.items()}
+    alignment = "".join(
+        f"p{{{share[column]:.2f}\\linewidth}}" if column in share else "r" if column in numbers else "l"
+        for column in table
+        if _title(column) in text
+    )
+    several_pages = len(table) > ONE_PAGE
+    environment = "longtable" if several_pages else "tabular"
     lines = [
         *(f"% {line}" for line in notes.splitlines()),
-        "% needs \\usepackage{booktabs}",
-        f"\\begin{{tabular}}{{{alignment}}}",
+        f"% needs \\usepackage{{booktabs{',longtable' if several_pages else ''}}}",
+        f"\\begin{{{environment}}}{{{alignment}}}",
         "\\toprule",
         " & ".join(map(_escape, text.columns)) + " \\\\",
     ]
@@ -172,7 +184,7 @@ def _latex(table: pd.DataFrame, notes: str) -> str:
             lines.append("\\midrule")
             block = of_row
         lines.append(" & ".join(row) + " \\\\")
-    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"]) + "\n"
+    return "\n".join([*lines, "\\bottomrule", f"\\end{{{environment}}}"]) + "\n"
 
 
 _LATEX = {
