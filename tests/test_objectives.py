@@ -143,6 +143,7 @@ def test_rewards_by_hand(key):
         (("exact", "trajectory", ("kl_in_reward",)), "kl_in_reward needs token credit"),
         (("first_error", "step", ("outcome_first",)), "outcome_first needs step credit of matches"),
         (("exact", "token", ()), "credit 'token' with baseline 'group'"),
+        (("match", "step", ("outcome_first", "across_steps")), "no other extra"),
     ],
 )
 def test_extras_that_would_do_nothing_are_refused(fields, message):
@@ -481,7 +482,7 @@ def test_kl_is_averaged_like_the_policy_term():
 def test_a_kl_that_is_in_the_reward_is_not_in_the_loss_too():
     zero = torch.zeros(2, 6, dtype=torch.float64)
     loss, metrics = policy_loss(OBJECTIVES["rlvr"], zero, zero, A, STEPS, MASK, num_steps=2, ref_logps=zero + 1)
-    in_loss = replace(OBJECTIVES["rlvr"], extras=())
+    in_loss = replace(OBJECTIVES["grpo"], average="token", beta=0.05)
     more, same = policy_loss(in_loss, zero, zero, A, STEPS, MASK, num_steps=2, ref_logps=zero + 1)
     assert metrics["kl"] == same["kl"] == pytest.approx(math.e - 2)  # logged either way
     close(more - loss, double(0.05 * (math.e - 2)))

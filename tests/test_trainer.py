@@ -347,7 +347,7 @@ def test_values_are_learned_beside_the_policy(folder, tmp_path, tokenizer):
     policy = torch.cat([value.flatten() for value in trainer.model.parameters()]).detach().clone()
     whole = [torch.cat([batch[f"prompt_{what}"], batch[f"completion_{what}"]], 1) for what in ("ids", "mask")]
     losses = [
-        trainer.critic.learn(*whole, batch["returns"], trainer.critic(*whole, mask.shape[1]).detach(), mask, 1)
+        trainer.critic.learn(*whole, batch["returns"], trainer.critic(*whole, mask.shape[1]).detach(), mask, mask.sum())
         for _ in range(60)
     ]
     assert losses[0] < log["value/loss"]

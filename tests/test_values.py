@@ -65,6 +65,8 @@ def test_whitened_over_trained_tokens():
     white = whiten(double([[1.0, 2, 99], [3.0, 99, 99]]), mask)  # mean 2, sample variance 1
     torch.testing.assert_close(white, double([[-1.0, 0, 0], [1.0, 0, 0]]), atol=1e-7, rtol=0)
     assert not whiten(double([[1.0, 2, 3]]), torch.tensor([[True, False, False]])).any()
+    equal = torch.full((1, 7), 0.6)  # whose float mean is not 0.6
+    assert not whiten(equal, torch.ones(1, 7, dtype=torch.bool)).any()
 
 
 @pytest.mark.parametrize(

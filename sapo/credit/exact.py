@@ -7,7 +7,7 @@ so the expected update of an objective is a finite sum,
 
 and E[A_t | y] is one too: given its own reward, an advantage depends on the rewards of the other G-1 completions only
 through how many of them have which value, and those counts are multinomial. The advantages themselves come from
-`Objective.advantages` and the token weights from `token_weights`, the functions that training calls.
+`Objective.advantages` and the token weights from the gradient of `policy_loss`, the functions that training calls.
 
 Y trajectories, K steps, T = 2K tokens (blocks first), P parameters, M targets.
 """

@@ -59,9 +59,9 @@ def generalized_advantages(
 
 
 def whiten(values: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B T"]:
-    """Mean 0 and variance 1 over the trained tokens of the batch; 0 elsewhere, and everywhere with fewer than 2."""
+    """Mean 0 and variance 1 over the trained tokens of the batch; 0 elsewhere, and everywhere if all are equal."""
     inside = values[mask]
-    if len(inside) < 2:
+    if not len(inside) or inside.max() == inside.min():  # not var == 0: the float mean of equals may miss them
         return torch.zeros_like(values)
     return torch.where(mask, (values - inside.mean()) / (inside.var() + 1e-8).sqrt(), 0.0)
 

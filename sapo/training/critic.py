@@ -68,15 +68,18 @@ class Critic(nn.Module):
         returns: Float[Tensor, "B T"],
         old_values: Float[Tensor, "B T"],
         mask: Bool[Tensor, "B T"],
-        micro_batches: int,
+        num_tokens: float | Tensor,
     ) -> float:
         """Add the gradient of one micro-batch, and make the step at the last one of an update; returns its loss.
 
         In units of the reward, so that clipping and gradients do not depend on what a hit pays.
+
+        Args:
+            num_tokens: trained tokens of the whole update on this process, so that how it is cut changes nothing.
         """
         values = self(input_ids, attention_mask, returns.shape[1]) / self.scale
         loss = value_loss(values, returns / self.scale, old_values / self.scale, mask, VALUE_CLIP)
-        (loss / micro_batches).backward()
+        (loss * mask.sum() / num_tokens).backward()
         if self.accelerator.sync_gradients:
             for parameter in self.parameters():
                 if parameter.grad is not None:

@@ -79,6 +79,8 @@ class SAPOConfig(GRPOConfig):
     reward_beams: int = 32
     """SIDs after each thought that the objective "best_of_beam" looks at. As many as the catalogue has would always
     hold the right one."""
+    value_learning_rate: float | None = None
+    """Rate of the values that the objective "rlvr" learns; 10 times the policy's where None, since they start at 0."""
     sid_logps: Literal["trie", "full"] = "trie"
     """Log-probabilities of the tokens that the decoder allowed ("trie"), or of the full softmax ("full")."""
 
@@ -246,6 +248,10 @@ class SAPOTrainer(GRPOTrainer):
         self.objective: Objective = OBJECTIVES[args.objective]
         if rollout_func is not None and {"dynamic_sampling", "beam_rollouts"} & set(self.objective.extras):
             raise InputError(f"objective {args.objective!r} makes its rollouts in its own way: leave rollout_func out.")
+        if reward_funcs is not None and "outcome_first" in self.objective.extras:
+            raise InputError(
+                f"objective {args.objective!r} reads the exact match off its rewards: leave reward_funcs out."
+            )
         self.layout, self.trie = layout, trie
         self._prepared: Rollouts | None = None
         self._update_began = (-1, 0)  # its number, and the micro-step it began at
@@ -279,7 +285,8 @@ class SAPOTrainer(GRPOTrainer):
         self.critic: Critic | None = None
         if self.objective.credit == "token":
             start = self.accelerator.unwrap_model(self.model)
-            self.critic = Critic(start, self.accelerator, args.learning_rate, VERIFIED)
+            rate = 10 * args.learning_rate if args.value_learning_rate is None else args.value_learning_rate
+            self.critic = Critic(start, self.accelerator, rate, VERIFIED)
 
     @classmethod
     def from_catalog(
@@ -422,7 +429,10 @@ class SAPOTrainer(GRPOTrainer):
         on_all = self.accelerator.gather(self.accelerator.pad_across_processes(both, dim=1))
         whitened = whiten(on_all[..., 0], on_all[..., 1].bool())
         first = self.accelerator.process_index * len(logps)
-        self._metrics["train" if self.model.training else "eval"]["value/mean"].append(values[trained].mean().item())
+        if trained.any():
+            log, errors = self._metrics["train" if self.model.training else "eval"], (returns - values)[trained]
+            log["value/mean"].append(values[trained].mean().item())
+            log["value/explained"].append(1 - (errors.var() / returns[trained].var().clamp(min=1e-8)).item())
         return {
             "advantages": whitened[first : first + len(logps), : logps.shape[1]],
             "returns": returns,
@@ -462,7 +472,9 @@ class SAPOTrainer(GRPOTrainer):
         log["reward"][-1] = trajectory.mean().item()
         log["reward_std"][-1] = trajectory.std().item()
         log["frac_reward_zero_std"][-1] = _no_spread(trajectory[:, None], group_size).mean().item()
-        log["frac_zero_credit"].append(_no_spread(by_step, group_size).prod(1).mean().item())
+        log["frac_zero_credit"].append(
+            (by_step == 0).view(-1, group_size * by_step.shape[1]).all(1).float().mean().item()
+        )
         log["signs_differ"].append(((by_step > 0).any(1) & (by_step < 0).any(1)).float().mean().item())
         exact = match.prod(1, keepdim=True)
         log["exact/frac_zero_spread"].append(_no_spread(exact, group_size).mean().item())
@@ -625,7 +637,7 @@ class SAPOTrainer(GRPOTrainer):
                 inputs["returns"],
                 inputs["old_values"],
                 inputs["completion_mask"] * inputs["tool_mask"],
-                accumulated,
+                max(1.0, float(num_tokens)),
             )
         names, values = list(metrics), torch.tensor(list(metrics.values()), device=loss.device)
         for name, value in zip(names, self.accelerator.reduce(values, reduction="mean").tolist(), strict=True):
@@ -733,9 +745,10 @@ def _by_step(
 
 
 def _weight_moved(counts: Float[Tensor, "B K"]) -> Float[Tensor, "B"]:
-    """Share of a completion's weight that the step mean gives to other steps than the mean over all its tokens.
+    """Half the distance between the weights of a completion's steps under the step mean and the mean over its tokens.
 
-    The one weighs a step by 1/K, the other by its share of the trained tokens; 0 where nothing is trained.
+    The one weighs a step with trained tokens by 1/K, the other by its share of them: where all steps have some, it is
+    the share of weight that moves. 0 where nothing is trained.
     """
     total = counts.sum(1, keepdim=True)
     shares = counts / total.clamp(min=1)
