@@ -441,7 +441,7 @@ def plot_against_sparsity(
         middle, low, high = np.exp(intervals) if log else intervals
         low, high = np.clip([low, high], *bounds)
         ax.errorbar(
-            worlds.index * 1.09 ** (len(objectives) / 2 - index),  # beside each other, not on top
+            worlds.index * 1.05 ** (len(objectives) / 2 - index),  # beside each other, not on top
             middle,
             np.maximum([middle - low, high - middle], 0),
             color=method_color(objective),
