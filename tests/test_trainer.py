@@ -355,6 +355,34 @@ def test_values_are_learned_beside_the_policy(folder, tmp_path, tokenizer):
     assert torch.equal(policy, torch.cat([value.flatten() for value in trainer.model.parameters()]))
 
 
+def test_how_an_update_is_cut_does_not_change_what_values_learn(folder, tmp_path, tokenizer):
+    """Rows of few trained tokens and of many, whole or one by one: the gradient of the mean over all tokens."""
+    gradients = []
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(4, VOCAB, (4, 9), generator=generator)
+    returns, mask = 10 * torch.rand(4, 6, generator=generator), torch.ones(4, 6, dtype=torch.bool)
+    mask[:2, 1:] = False
+    for cuts in (1, 4):
+        trainer = ours(folder, tmp_path, tokenizer, objective="rlvr")
+        critic = trainer.critic
+        torch.nn.init.normal_(critic.head.weight, generator=torch.Generator().manual_seed(1))
+        critic.accelerator.gradient_state._set_sync_gradients(False)  # no step: the gradients stay
+        for part in torch.arange(4).chunk(cuts):
+            old = critic(ids[part], torch.ones_like(ids[part]), 6).detach()
+            critic.learn(ids[part], torch.ones_like(ids[part]), returns[part], old, mask[part], mask.sum())
+        critic.accelerator.gradient_state._set_sync_gradients(True)
+        gradients.append(torch.cat([value.grad.flatten() for value in critic.parameters() if value.grad is not None]))
+    assert gradients[0].abs().max() > 1e-3
+    torch.testing.assert_close(*gradients, atol=1e-6, rtol=1e-5)
+
+
+def test_values_are_judged_in_evaluation_too(folder, tmp_path, tokenizer):
+    trainer = ours(folder, tmp_path, tokenizer, objective="rlvr", eval_dataset=dataset(4), per_device_eval_batch_size=8)
+    metrics = trainer.evaluate()
+    assert metrics["eval_value/mean"] == 0  # nothing is learned yet, nor by this
+    assert all(parameter.grad is None for parameter in trainer.critic.parameters())
+
+
 def test_a_run_with_values_is_resumed_with_them(folder, tmp_path, tokenizer):
     options = {"objective": "rlvr", "max_steps": 4, "save_strategy": "steps", "save_steps": 2, "num_iterations": 2}
     _, whole, undisturbed = train(folder, tmp_path / "a", tokenizer, **options)
@@ -507,6 +535,8 @@ def test_refusals(folder, tmp_path, tokenizer):
         make(num_generations_eval=1)
     with pytest.raises(InputError, match="leave rollout_func out"):
         make(objective="dapo", rollout_func=fixed_rollouts)
+    with pytest.raises(InputError, match="leave reward_funcs out"):
+        make(objective="sapo_fallback", reward_funcs=exact_reward)
     assert make(objective="grpo", scale_rewards=True).args.scale_rewards == "group"  # TRL's other spelling
 
 
