@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise, product
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sapo.analysis.laboratory import FEW, sparse_world
+from sapo.analysis.laboratory import FEW, TARGET, sparse_world
 from sapo.analysis.statistics import Interval, seed_interval
 from sapo.credit.exact import (
     SidWorld,
@@ -41,6 +42,18 @@ OTHER_WORLDS = range(8, 16)  # than those that sapo_fallback was found in
 MOST_LIKELY = ((0, 1, 2), (0, 2, 1), (3, 1, 2)), (0.4, 0.3, 0.3)  # items that may come next, sharing codes
 FOLLOWED = 20  # times, at least: of an item whose next items count as a distribution
 COLUMNS = ["claim", "said_by", "experiment", "value", "low", "high", "verdict", "command"]
+
+
+class Cell(NamedTuple):
+    """What `sparse_world` takes."""
+
+    exact_match: float
+    coupling: float = 0.0
+    layout: str = "blocks_first"
+    seed: int = 0
+    catalogue: tuple[tuple[int, ...], ...] | None = None
+    targets: tuple[tuple[int, ...], ...] = TARGET
+    target_probs: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -132,28 +145,24 @@ def outcome_reward(record: Path) -> Iterator[Finding]:
 
 def signs(record: Path) -> Iterator[Finding]:
     """Claim 2: steps of one completion get credit of different sign."""
+    experiments: dict[str, list[float]] = {}
     for name, rows in _worlds(record / "rollouts.csv.gz"):
         largest = rows["rollout"].nunique()
         for size in [g for g in (4, 8, 16) if g <= largest]:
-            shares = []
+            shares = experiments[f"{name}, stage-2 rollouts, groups of {size}"] = []
             for predicted in _rollouts(rows[rows["rollout"] < size]):
                 credit = _advantages("sapo", predicted, size)
                 shares.append(float(((credit > 0).any(1) & (credit < 0).any(1)).float().mean()))
-            share = _share(seed_interval(shares))
-            yield _finding(
-                "Step credit gives the steps of one completion different signs",
-                OURS,
-                f"{name}, stage-2 rollouts, groups of {size}: share of completions",
-                share,
-                _seen(share, f"for {share.value:.1%} of completions"),
-            )
     for exact_match, size in product((0.2, 1e-2, 1e-4), (4, 16)):
         worlds = [sparse_world(exact_match, 0.5, seed=seed) for seed in WORLDS]
-        share = _share(seed_interval([mixed_share(world, size) for world in worlds]))
+        what = f"exact, coupling 0.5, exact match {exact_match:g}, groups of {size}"
+        experiments[what] = [mixed_share(world, size) for world in worlds]
+    for experiment, shares in experiments.items():
+        share = _share(seed_interval(shares))
         yield _finding(
             "Step credit gives the steps of one completion different signs",
             OURS,
-            f"exact, coupling 0.5, exact match {exact_match:g}, groups of {size}: share of completions",
+            f"{experiment}: share of completions",
             share,
             _seen(share, f"for {share.value:.1%} of completions"),
         )
@@ -192,7 +201,6 @@ def starvation(record: Path) -> Iterator[Finding]:
                 share,
                 _half(share, "fails: the reward alone repairs more than half", "holds"),
             )
-
     for size in (2, 4, 8, 16):
         worlds = [SidWorld((size,) * 3, 2, ((0, 1, 1),), coupling=0.5, skill=1.5, seed=seed) for seed in WORLDS]
         for what, said_by, shares in (
@@ -280,7 +288,7 @@ def sparsity(record: Path) -> Iterator[Finding]:
     for coupling, groups in product((0.0, 1.0), (1, 256)):
         gains = {}
         for exact_match in (0.2, 1e-2, 1e-4):
-            gains[exact_match] = _log_ratios("sapo", "grpo", (exact_match, coupling), groups)
+            gains[exact_match] = _log_ratios("sapo", "grpo", Cell(exact_match, coupling), groups)
             gain = _exp(seed_interval(gains[exact_match]))
             yield _finding(
                 "A noisy step of SAPO is worth more than one of GRPO",
@@ -299,15 +307,12 @@ def sparsity(record: Path) -> Iterator[Finding]:
             _exp(seed_interval(more)),
             _against_one(_exp(seed_interval(more))),
         )
-    for (what, more_of_world), exact_match, groups in product(
-        (
-            ("only 26 of 64 SIDs are items", ("blocks_first", FEW)),
-            ("three items may come next", ("blocks_first", None, *MOST_LIKELY)),
-        ),
-        (0.2, 1e-3),
-        (1, 256),
+    few, several = Cell(0.0, 0.5, catalogue=FEW), Cell(0.0, 0.5, targets=MOST_LIKELY[0], target_probs=MOST_LIKELY[1])
+    for (what, cell), exact_match, groups in product(
+        (("only 26 of 64 SIDs are items", few), ("three items may come next", several)), (0.2, 1e-3), (1, 256)
     ):
-        gain = _exp(seed_interval(_log_ratios("sapo", "grpo", (exact_match, 0.5, *more_of_world), groups)))
+        cell = cell._replace(exact_match=exact_match)
+        gain = _exp(seed_interval(_log_ratios("sapo", "grpo", cell, groups)))
         yield _finding(
             "A noisy step of SAPO is worth more than one of GRPO",
             OURS,
@@ -317,7 +322,7 @@ def sparsity(record: Path) -> Iterator[Finding]:
             _against_one(gain),
         )
     for coupling, (key, name) in product((0.0, 1.0), RIVALS):
-        gain = _exp(seed_interval(_log_ratios("sapo", key, (1e-4, coupling))))
+        gain = _exp(seed_interval(_log_ratios("sapo", key, Cell(1e-4, coupling))))
         yield _finding(
             "The advantage helps, not the reward alone",
             OURS,
@@ -329,7 +334,7 @@ def sparsity(record: Path) -> Iterator[Finding]:
     for (other, name), exact_match, groups in product(
         (("sapo", "SAPO"), ("grpo", "GRPO")), (0.2, 1e-2, 1e-4), (1, 256)
     ):
-        gain = _exp(seed_interval(_log_ratios("sapo_fallback", other, (exact_match, 0.5), groups, OTHER_WORLDS)))
+        gain = _exp(seed_interval(_log_ratios("sapo_fallback", other, Cell(exact_match, 0.5), groups, OTHER_WORLDS)))
         yield _finding(
             f"Step credit where the outcome is silent, the outcome elsewhere, beats {name}",
             OURS,
@@ -360,7 +365,7 @@ def chance_matches(record: Path) -> Iterator[Finding]:
             _seen(share, f"{share.value:.0%} of them"),
         )
     for (what, items), exact_match in product((("any SID", None), ("26 items of 64", FEW)), (0.2, 1e-3)):
-        gain = _exp(seed_interval(_log_ratios("sapo_gated", "sapo", (exact_match, 0.5, "blocks_first", items))))
+        gain = _exp(seed_interval(_log_ratios("sapo_gated", "sapo", Cell(exact_match, 0.5, catalogue=items))))
         yield _finding(
             "Gating would be better",
             OURS,
@@ -402,7 +407,9 @@ def division_by_std(record: Path) -> Iterator[Finding]:
 def layout(record: Path) -> Iterator[Finding]:
     """Claim 8: all blocks first, or block k right before code k?"""
     for coupling, key in product((0.0, 1.0), ("sapo", "sapo_suffix")):
-        together, apart = (_log_ratios(key, "grpo", (1e-2, coupling, name)) for name in ("interleaved", "blocks_first"))
+        together, apart = (
+            _log_ratios(key, "grpo", Cell(1e-2, coupling, name)) for name in ("interleaved", "blocks_first")
+        )
         gain = _exp(seed_interval([a - b for a, b in zip(together, apart, strict=True)]))
         yield _finding(
             "Step credit gains more over GRPO with block k right before code k",
@@ -457,19 +464,18 @@ def _advantages(key: str, predicted: Int[Tensor, "B K"], size: int) -> Tensor:
     return OBJECTIVES[key].advantages(rewards, size)
 
 
-def _log_ratios(key: str, other: str, world: tuple, groups: int = 1, seeds: Sequence[int] | None = None) -> list[float]:
-    """Logarithm of the ratio of two efficiencies for each world, G = 16; `world` is what `sparse_world` takes."""
-    exact_match, coupling, layout, *rest = (*world, "blocks_first")[: max(3, len(world))]
+def _log_ratios(key: str, other: str, cell: Cell, groups: int = 1, seeds: Sequence[int] | None = None) -> list[float]:
+    """Logarithm of the ratio of two efficiencies for the worlds of a cell, G = 16."""
     logs = []
     for seed in WORLDS if seeds is None else seeds:
-        cell = (exact_match, coupling, layout, seed, *rest)
-        ours, theirs = (efficiency(*_moments(name, cell), groups) for name in (key, other))
+        of_world = cell._replace(seed=seed)
+        ours, theirs = (efficiency(*_moments(name, of_world), groups) for name in (key, other))
         logs.append(math.log(ours / theirs))
     return logs
 
 
 @cache
-def _moments(key: str, cell: tuple) -> tuple[Tensor, Tensor, Tensor]:
+def _moments(key: str, cell: Cell) -> tuple[Tensor, Tensor, Tensor]:
     """Expected update, its second moment and the true gradient, G = 16."""
     world = sparse_world(*cell)
     return expected_update(key, world, 16), second_moment(key, world, 16), true_gradient(world)
@@ -483,7 +489,7 @@ def _silent_steps(world: SidWorld, size: int) -> float:
 
 def _prompt_weight(key: str, exact_match: float) -> float:
     """The expected update as a multiple of the true gradient, along it; G = 16."""
-    update, _, gradient = _moments(key, (exact_match,))
+    update, _, gradient = _moments(key, Cell(exact_match))
     return float(update @ gradient / (gradient @ gradient))
 
 

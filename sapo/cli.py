@@ -3,11 +3,14 @@
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from sapo.errors import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Split = Literal["auto", "leave_one_out", "published_test"]
 
@@ -172,7 +175,7 @@ class Claims:
                 old = pd.read_csv(path)
                 others = old["command"].str.contains("--data") & ~old["command"].isin(rows["command"])
                 rows = pd.concat([rows, old[others]])
-            write_table(rows, path)
+            write_table(_rounded(rows, 9), path)
             print(path)
 
 
@@ -191,8 +194,7 @@ class Lab:
 
         _at_least_one("worlds", self.worlds)
         rows = sweep(Sweep(seeds=tuple(range(self.worlds))))
-        six_digits = rows.map(lambda value: float(f"{value:.6g}") if isinstance(value, float) else value)
-        write_table(six_digits, self.to / "exact.csv")
+        write_table(_rounded(rows, 6), self.to / "exact.csv")
         print(self.to / "exact.csv")
 
 
@@ -224,6 +226,11 @@ Command = (
     | Annotated[Lab, tyro.conf.subcommand("lab")]
     | Annotated[Data, tyro.conf.subcommand("data")]
 )
+
+
+def _rounded(table: "pd.DataFrame", digits: int) -> "pd.DataFrame":
+    """Significant digits of all numbers; the last ones of a float depend on how many threads summed it."""
+    return table.map(lambda value: float(f"{value:.{digits}g}") if isinstance(value, float) else value)
 
 
 def _at_least_one(name: str, value: int | None) -> None:

@@ -14,7 +14,6 @@ from sapo.credit.objectives import Objective
 from sapo.errors import InputError
 
 RECORD = Path(__file__).resolve().parent.parent / "paper_figures" / "data"
-DATA = RECORD.parent.parent.parent / "shared" / "data"
 
 
 @pytest.fixture
@@ -176,9 +175,8 @@ def test_the_weight_of_a_step_by_hand():
     assert _step_weight(Objective("match", "step", scale="none"), 0.3) == pytest.approx(15 / 16)
 
 
-@pytest.mark.skipif(not DATA.is_dir(), reason="no data folder beside the checkout")
-def test_what_is_given_away_on_real_data_is_what_the_record_says():
-    rows = ledger(RECORD, 4, [DATA / "office"])
+def test_what_is_given_away_on_real_data_is_what_the_record_says(shared_data):
+    rows = ledger(RECORD, 4, [shared_data / "office"])
     rows = rows[rows["command"] == "sapo claims --only 4 --data office"]
     recorded = pd.read_csv(RECORD / "claims.csv")
     recorded = recorded[recorded["command"] == "sapo claims --only 4 --data office"]

@@ -235,6 +235,14 @@ def train(folder, tmp_path, tokenizer, **options):
     return losses.values, torch.cat([value.flatten() for value in trainer.model.parameters()]).detach(), trainer
 
 
+def first_batch(trainer):
+    """Train, and return the rows and the scored completions of the first generation."""
+    batches, score = [], trainer._generate_and_score_completions
+    trainer._generate_and_score_completions = lambda inputs: batches.append((inputs, score(inputs))) or batches[-1][1]
+    trainer.train()
+    return batches[0]
+
+
 @pytest.mark.parametrize(("pair", "beta"), [(("sapo", "rank_grpo"), {}), (("grpo", "gspo"), {"beta": 0.0})])
 def test_objectives_that_coincide_at_ratio_one(pair, beta, folder, tmp_path, tokenizer):
     """One update per batch: Rank-GRPO is SAPO, GSPO is GRPO. Two updates tell them apart."""
@@ -265,11 +273,8 @@ def test_every_objective_trains(objective, folder, tmp_path, tokenizer):
 
 def test_logged_step_metrics_are_those_of_the_batch(folder, tmp_path, tokenizer):
     trainer = ours(folder, tmp_path, tokenizer, max_steps=1)
-    batches = []
-    score = trainer._generate_and_score_completions
-    trainer._generate_and_score_completions = lambda inputs: batches.append((inputs, score(inputs))) or batches[-1][1]
-    trainer.train()
-    (inputs, batch), log = batches[0], trainer.state.log_history[0]
+    inputs, batch = first_batch(trainer)
+    log = trainer.state.log_history[0]
     parsed = LAYOUT.parse(batch["completion_ids"]).sids
     for k in range(2):
         hits = [float(parsed[row, k] == inputs[row]["target_sid"][k]) for row in range(8)]
@@ -323,11 +328,7 @@ def test_same_seed_same_weights_and_resuming_changes_nothing(folder, tmp_path, t
 
 def test_values_are_learned_beside_the_policy(folder, tmp_path, tokenizer):
     trainer = ours(folder, tmp_path, tokenizer, objective="rlvr", max_steps=1)
-    batches = []
-    score = trainer._generate_and_score_completions
-    trainer._generate_and_score_completions = lambda inputs: batches.append((inputs, score(inputs))) or batches[-1][1]
-    trainer.train()
-    inputs, batch = batches[0]
+    inputs, batch = first_batch(trainer)
     mask = (batch["completion_mask"] * batch["tool_mask"]).bool()
     target = torch.tensor([row["target_sid"] for row in inputs])
     hit = (LAYOUT.parse(batch["completion_ids"]).sids == target).all(1)
@@ -427,11 +428,7 @@ def test_given_reward_functions_are_added(folder, tmp_path, tokenizer):
 
 def test_best_of_beam_pays_thoughts_for_what_a_beam_after_them_finds(folder, tmp_path, tokenizer):
     trainer = ours(folder, tmp_path, tokenizer, objective="best_of_beam", reward_beams=2, max_steps=1, beta=0.0)
-    batches, model = [], load(folder)
-    score = trainer._generate_and_score_completions
-    trainer._generate_and_score_completions = lambda inputs: batches.append((inputs, score(inputs))) or batches[-1][1]
-    trainer.train()
-    inputs, batch = batches[0]
+    model, (inputs, batch) = load(folder), first_batch(trainer)
     ids = batch["completion_ids"]
     thought = LAYOUT.read(ids).in_block
     rewards = []
@@ -450,11 +447,7 @@ def test_best_of_beam_pays_thoughts_for_what_a_beam_after_them_finds(folder, tmp
 
 def test_beam_groups_are_one_thought_and_punished_by_rank(folder, tmp_path, tokenizer):
     trainer = ours(folder, tmp_path, tokenizer, objective="rank_reward", max_steps=1)
-    batches = []
-    score = trainer._generate_and_score_completions
-    trainer._generate_and_score_completions = lambda inputs: batches.append((inputs, score(inputs))) or batches[-1][1]
-    trainer.train()
-    inputs, batch = batches[0]
+    inputs, batch = first_batch(trainer)
     sids = LAYOUT.parse(batch["completion_ids"]).sids
     exact = (sids == torch.tensor([row["target_sid"] for row in inputs])).all(1).float()
     for group in (slice(0, 4), slice(4, 8)):
