@@ -176,7 +176,8 @@ def test_thinking_is_greedy_has_k_blocks_and_can_be_left_out():
     assert recommend(policy, [[0, 1]], 3, 3).thinking == [drafts[0].thinking[0]]
     plain = list(think(policy, [[0, 1]], thinking=False))
     assert plain[0].thinking == [""]
-    assert policy.tokenizer.decode(plain[0].input_ids[0]) == policy.prompts([[0, 1]])[0]
+    prompt = policy.tokenizer(policy.prompts([[0, 1]])[0])["input_ids"]
+    assert plain[0].cache.prompt_lengths.tolist() == [len(prompt)]
     with pytest.raises(InputError, match="10 beams return at most 10"):
         recommend(policy, [[0]], num_beams=10, k=11)
 

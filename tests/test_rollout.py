@@ -8,7 +8,7 @@ from worlds import CLOSE, EOS, OPEN, PAD, layout_for, random_prompts, random_sid
 
 from sapo.errors import InputError
 from sapo.policy.beam_search import constrained_beam_search
-from sapo.policy.rollout import beam_rollouts, completion_logps, continue_prompts, grouped_rollouts
+from sapo.policy.rollout import beam_rollouts, completion_logps, grouped_rollouts
 from sapo.semantic_ids.trie import SidTrie
 
 SIZES = (3, 4, 5)
@@ -116,8 +116,9 @@ def test_logps_of_sampling_equal_those_of_training(sid_logps, min_words):
     prompt, mask, out = sample(model, layout, trie, vocab, **options)
     logits = forward_logits(model, prompt, mask, out, 5) / 0.7
     again = completion_logps(
-        logits,
+        logits.flatten(0, 1),
         out.completion_ids,
+        torch.ones_like(out.completion_mask),
         layout,
         trie,
         pad_id=PAD,
@@ -140,7 +141,8 @@ def test_allowed_probabilities_sum_to_one():
     prompt, mask, out = sample(model, layout, trie, vocab, group=2)
     logits = forward_logits(model, prompt, mask, out, 2)
     first_word, last_code = 1, int(out.completion_mask[0].sum()) - 1
-    score = lambda ids: completion_logps(logits[:1], ids[None], layout, trie, pad_id=PAD, eos_ids=[EOS])[0]  # noqa: E731
+    everywhere = torch.ones_like(out.completion_mask[:1])
+    score = lambda ids: completion_logps(logits[0], ids[None], everywhere, layout, trie, pad_id=PAD, eos_ids=[EOS])[0]  # noqa: E731
     words = [t for t in range(vocab) if t not in {PAD, EOS, OPEN, CLOSE, *layout.sid_ids.tolist()}]
     total = 0.0
     for token in words:
@@ -190,7 +192,9 @@ def test_tokens_of_other_engines_are_scored_by_the_full_softmax():
     _, layout, trie, _model, vocab = make_world()
     ids = torch.tensor([[EOS, OPEN, PAD, CLOSE, int(layout.sid_token_ids[1][0])]])
     logits = torch.randn(1, 5, vocab, generator=torch.Generator().manual_seed(0))
-    scores = completion_logps(logits, ids, layout, trie, pad_id=PAD, eos_ids=[EOS])[0]
+    scores = completion_logps(
+        logits[0], ids, torch.ones_like(ids, dtype=torch.bool), layout, trie, pad_id=PAD, eos_ids=[EOS]
+    )[0]
     full = logits.log_softmax(-1)[0].gather(1, ids.T)[:, 0]
     assert scores[1] == 0
     torch.testing.assert_close(scores[[0, 2, 4]], full[[0, 2, 4]])
@@ -254,11 +258,3 @@ def test_beam_rollouts_are_one_thought_and_its_likeliest_items():
         assert torch.equal(out.sampled[at], rivals)
     with pytest.raises(InputError, match="group of 99 beams"):
         beam_rollouts(model, prompt, mask, layout, trie, 99, generator=generator, **options)
-
-
-def test_prompts_are_continued_without_gaps():
-    ids, mask = torch.tensor([[PAD, 7, 8], [7, 8, 9]]), torch.tensor([[0, 1, 1], [1, 1, 1]])
-    more, keep = torch.tensor([[4, 5, 6], [4, 5, 6]]), torch.tensor([[True, False, True], [True, False, False]])
-    joined, kept = continue_prompts(ids, mask, more, keep, PAD)
-    assert joined.tolist() == [[7, 8, 4, 6], [7, 8, 9, 4]]
-    assert kept.tolist() == [[1, 1, 1, 1]] * 2

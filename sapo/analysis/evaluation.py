@@ -14,7 +14,7 @@ from torch import Tensor
 from sapo.credit.rewards import step_match
 from sapo.data.interactions import Split
 from sapo.errors import InputError
-from sapo.policy.beam_search import constrained_beam_search
+from sapo.policy.beam_search import search_beams
 from sapo.policy.policy import Policy, think
 from sapo.progress import progress_bar
 
@@ -212,20 +212,11 @@ def evaluate_policy(
         searches["full/"] = (beams[0], "full")
     ranked = {name: torch.full((len(rows), ks[-1], sids.shape[1]), -1) for name in searches}
     bar = progress_bar(title, total=len(rows))
-    for draft in think(policy, rows.history, thinking=thinking, batch_size=batch_size):
+    for thought in think(policy, rows.history, thinking=thinking, batch_size=batch_size):
         for name, (width, normalize) in searches.items():
-            found = constrained_beam_search(
-                policy.model,
-                draft.input_ids,
-                draft.attention_mask,
-                policy.trie,
-                policy.layout.sid_token_ids,
-                width,
-                ks[-1],
-                normalize,
-            )
-            ranked[name][draft.rows] = found.sids.cpu()
-        bar.update(len(draft.rows))
+            found = search_beams(thought.cache, policy.trie, policy.layout.sid_token_ids, width, ks[-1], normalize)
+            ranked[name][thought.rows] = found.sids.cpu()
+        bar.update(len(thought.rows))
     bar.close()
     metrics: dict[str, float] = {}
     users = pd.DataFrame({"user": rows.user, "target": rows.target})

@@ -1,13 +1,14 @@
 """Beam search over the catalogue: the R most likely SIDs after a prompt, every one of them an item."""
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from sapo.errors import BROKEN_WEIGHTS, InputError
+from sapo.policy.shared_prompt import PromptCache, sharing_prompts
 from sapo.semantic_ids.trie import SidTrie
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def constrained_beam_search(
     normalize: Literal["full", "trie"] = "full",
     step_fn: StepFunction | None = None,
 ) -> Beams:
-    """K steps of beam search over the codes that the trie allows.
+    """K steps of beam search over the codes that the trie allows. A prompt is read once, and its beams share it.
 
     Args:
         input_ids, attention_mask: prompts, padded on the left.
@@ -52,79 +53,104 @@ def constrained_beam_search(
         InputError: num_return outside 1..num_beams, or tokens that are not those of the trie's levels.
         FloatingPointError: logits that are not a number.
     """
+    trie = trie.to(input_ids.device)
+    if step_fn is not None:
+        return _search(_StepReader(step_fn, input_ids), trie, sid_token_ids, num_beams, num_return, normalize)
+    assert model is not None
+    with sharing_prompts(model):
+        cache = PromptCache(model, input_ids, attention_mask)
+        return search_beams(cache, trie, sid_token_ids, num_beams, num_return, normalize)
+
+
+def search_beams(
+    cache: PromptCache,
+    trie: SidTrie,
+    sid_token_ids: Sequence[Int[Tensor, "V"]],
+    num_beams: int,
+    num_return: int | None = None,
+    normalize: Literal["full", "trie"] = "full",
+) -> Beams:
+    """`constrained_beam_search` after prompts that have been read; the cache can be searched again."""
+    return _search(_CacheReader(cache, len(sid_token_ids)), trie, sid_token_ids, num_beams, num_return, normalize)
+
+
+def _search(
+    reader: "_CacheReader | _StepReader",
+    trie: SidTrie,
+    sid_token_ids: Sequence[Int[Tensor, "V"]],
+    num_beams: int,
+    num_return: int | None,
+    normalize: Literal["full", "trie"],
+) -> Beams:
     num_return = num_beams if num_return is None else num_return
     if not 1 <= num_return <= num_beams:
         raise InputError(f"num_return is {num_return}; it must lie between 1 and num_beams ({num_beams}).")
     trie.check_levels([len(ids) for ids in sid_token_ids])
-    device, batch = input_ids.device, len(input_ids)
-    token_ids = [ids.to(device) for ids in sid_token_ids]
-    reader = _CachedReader(model, input_ids, attention_mask)
-    next_logits = step_fn or reader
-    trie = trie.to(device)
-    was_training = model is not None and model.training
-    if model is not None:
-        model.eval()
-
+    logits = reader.first()
+    device, batch, levels = logits.device, len(logits), len(sid_token_ids)
     sids = torch.zeros(batch, 1, 0, dtype=torch.long, device=device)
+    tokens = torch.zeros(batch, 1, 0, dtype=torch.long, device=device)
+    nodes = torch.zeros(batch, 1, dtype=torch.long, device=device)
     scores = torch.zeros(batch, 1, device=device)
-    rows = torch.arange(batch, device=device)
-    tokens = torch.zeros(batch, 0, dtype=torch.long, device=device)
-    for level, ids in enumerate(token_ids):
-        width = sids.shape[1]
-        logits = next_logits(rows, tokens).float()
+    for level, token_ids in enumerate(ids.to(device) for ids in sid_token_ids):
+        exists = scores > float("-inf")
+        codes, children = trie.children(nodes[exists], level)
         if logits.isnan().any():
             raise FloatingPointError(BROKEN_WEIGHTS)
-        allowed = trie.allowed(sids.flatten(0, 1))
-        if normalize == "trie":
-            logps = logits[:, ids].masked_fill(~allowed, float("-inf")).log_softmax(-1)
-        else:
-            logps = logits.log_softmax(-1)[:, ids]
-        candidates = scores[..., None] + logps.masked_fill(~allowed, float("-inf")).view(batch, width, -1)
-        codes = len(ids)
-        scores, best = candidates.flatten(1).topk(min(num_beams, width * codes), dim=1)
-        parent, code = best // codes, best % codes
+        # only children compete, so a step looks at as many columns as a node has children, not codes
+        options = logits.gather(1, token_ids[codes.clamp(min=0)]).float().masked_fill(codes < 0, float("-inf"))
+        normaliser = options if normalize == "trie" else logits.float()
+        options = scores[exists][:, None] + options - normaliser.logsumexp(-1, keepdim=True)
+        width, fan = scores.shape[1], codes.shape[1]
+        candidates = scores.new_full((batch, width, fan), float("-inf"))
+        candidates[exists] = options
+        scores, best = candidates.flatten(1).topk(min(num_beams, width * fan), dim=1)
+        parent, child = best // fan, best % fan
+        row = (exists.flatten().cumsum(0) - 1).view(exists.shape).gather(1, parent).clamp(min=0)
+        missing = scores.isneginf()
+        code, nodes = codes[row, child].masked_fill(missing, -1), children[row, child]
         sids = torch.cat([sids.gather(1, parent[..., None].expand(-1, -1, level)), code[..., None]], 2)
-        # Beams that do not exist keep a valid prefix of -1, which the trie continues with nothing.
-        sids = sids.masked_fill(scores[..., None].isneginf(), -1)
-        rows = torch.arange(batch, device=device).repeat_interleave(parent.shape[1])
-        tokens = torch.stack(
-            [token_ids[depth][sids[..., depth].clamp(min=0)] for depth in range(level + 1)], -1
-        ).flatten(0, 1)
-        if step_fn is None and level + 1 < len(token_ids):
-            reader.reorder((torch.arange(batch, device=device)[:, None] * width + parent).flatten())
-    if model is not None:
-        model.train(was_training)
-    missing = num_return - sids.shape[1]
-    if missing > 0:
-        sids = torch.cat([sids, sids.new_full((batch, missing, len(token_ids)), -1)], 1)
-        scores = torch.cat([scores, scores.new_full((batch, missing), float("-inf"))], 1)
+        tokens = torch.cat(
+            [tokens.gather(1, parent[..., None].expand(-1, -1, level)), token_ids[code.clamp(min=0)][..., None]], 2
+        )
+        sids = sids.masked_fill(missing[..., None], -1)
+        if level + 1 < levels:
+            logits = reader.next(tokens, parent, ~missing)
+    absent = num_return - sids.shape[1]
+    if absent > 0:
+        sids = torch.cat([sids, sids.new_full((batch, absent, levels), -1)], 1)
+        scores = torch.cat([scores, scores.new_full((batch, absent), float("-inf"))], 1)
     return Beams(sids[:, :num_return], scores[:, :num_return])
 
 
-class _CachedReader:
-    """Next-token logits of a decoder-only model that reads each prompt once."""
+class _CacheReader:
+    """Logits of a decoder-only model whose prompts have been read."""
 
-    def __init__(self, model: Any, input_ids: Int[Tensor, "B P"], attention_mask: Int[Tensor, "B P"]):
-        self.model = model
-        self.input_ids, self.mask = input_ids, attention_mask.long()
-        self.position = (self.mask.cumsum(1) - 1).clamp(min=0)
-        self.cache: Any = None
+    def __init__(self, cache: PromptCache, num_levels: int):
+        self.cache, self.longest = cache, num_levels - 1
 
-    def __call__(self, rows: Int[Tensor, "M"], tokens: Int[Tensor, "M d"]) -> Float[Tensor, "M V"]:
-        ids = self.input_ids if self.cache is None else tokens[:, -1:]
-        output = self.model(
-            ids,
-            attention_mask=self.mask,
-            position_ids=self.position,
-            past_key_values=self.cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        self.cache = output.past_key_values
-        return output.logits[:, -1]
+    def first(self) -> Float[Tensor, "B V"]:
+        return self.cache.logits
 
-    def reorder(self, rows: Int[Tensor, "M"]) -> None:
-        """Row i of the next call continues row rows[i] of the last one."""
-        self.cache.reorder_cache(rows)
-        self.mask = torch.nn.functional.pad(self.mask[rows], (0, 1), value=1)
-        self.position = self.position[rows, -1:] + 1
+    def next(self, tokens: Int[Tensor, "B W d"], parent: Int[Tensor, "B W"], exists: Tensor) -> Float[Tensor, "M V"]:
+        """Logits after each beam that exists."""
+        if tokens.shape[2] == 1:
+            self.cache.start(tokens.shape[1], self.longest)
+        else:
+            self.cache.select(parent)
+        rows = tokens.flatten(0, 1)
+        return self.cache.read(rows, torch.full_like(rows[:, 0], rows.shape[1]), exists.flatten())
+
+
+class _StepReader:
+    """Logits of a function."""
+
+    def __init__(self, step_fn: StepFunction, input_ids: Int[Tensor, "B P"]):
+        self.step_fn, self.input_ids = step_fn, input_ids
+
+    def first(self) -> Float[Tensor, "B V"]:
+        rows = torch.arange(len(self.input_ids), device=self.input_ids.device)
+        return self.step_fn(rows, rows.new_zeros(len(rows), 0))
+
+    def next(self, tokens: Int[Tensor, "B W d"], parent: Int[Tensor, "B W"], exists: Tensor) -> Float[Tensor, "M V"]:
+        return self.step_fn(exists.nonzero()[:, 0], tokens[exists])

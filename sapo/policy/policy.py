@@ -14,10 +14,11 @@ from sapo.data.catalog import Catalog
 from sapo.data.interactions import Split
 from sapo.errors import InputError
 from sapo.files import disk_errors, write_folder_atomically
-from sapo.policy.beam_search import constrained_beam_search
+from sapo.policy.beam_search import search_beams
 from sapo.policy.layout import ReasoningLayout
 from sapo.policy.prompts import THINK_END, THINK_START, history_text, sid_token_ids
-from sapo.policy.rollout import continue_prompts, grouped_rollouts
+from sapo.policy.rollout import Decoder
+from sapo.policy.shared_prompt import PromptCache, share_prompts
 from sapo.progress import progress_bar
 from sapo.semantic_ids.trie import SidTrie
 
@@ -56,6 +57,7 @@ class Policy:
             sid_token_ids(self.tokenizer, self.catalog.level_sizes),
         )
         self.trie = SidTrie(self.catalog.sids, self.catalog.level_sizes).to(self.model.device)
+        share_prompts(self.model)
 
     def prompts(self, histories: Sequence[Sequence[int]]) -> list[str]:
         """The text that asks for the next item after each history.
@@ -168,31 +170,22 @@ def recommend(
     scores = torch.full((len(histories), k), float("-inf"))
     thoughts = [""] * len(histories)
     for batch in think(policy, histories, thinking=thinking, batch_size=batch_size, progress=progress):
-        beams = constrained_beam_search(
-            policy.model,
-            batch.input_ids,
-            batch.attention_mask,
-            policy.trie,
-            policy.layout.sid_token_ids,
-            num_beams,
-            k,
-            normalize,
-        )
+        beams = search_beams(batch.cache, policy.trie, policy.layout.sid_token_ids, num_beams, k, normalize)
         sids[batch.rows], scores[batch.rows] = beams.sids.cpu(), beams.scores.cpu()
         for row, thought in zip(batch.rows, batch.thinking, strict=True):
             thoughts[row] = thought
     return Recommendations(sids, scores, thoughts)
 
 
-class Drafts(NamedTuple):
+class Thoughts(NamedTuple):
     """Some of the histories with their thinking written: what is left to do is the SID."""
 
     rows: list[int]  # which histories
-    input_ids: Int[Tensor, "B P"]  # prompt and blocks, padded on the left
-    attention_mask: Int[Tensor, "B P"]
+    cache: PromptCache  # prompts and blocks, read
     thinking: list[str]
 
 
+@torch.no_grad()
 def think(
     policy: Policy,
     histories: Sequence[Sequence[int]],
@@ -200,35 +193,25 @@ def think(
     thinking: bool | None = None,
     batch_size: int = 128,
     progress: bool = False,
-) -> Iterator[Drafts]:
+) -> Iterator[Thoughts]:
     """Write the K blocks of every history greedily, batch by batch; histories of one length go together."""
     thinking = policy.thinking if thinking is None else thinking
+    pad_id = policy.tokenizer.pad_token_id
+    decoder = Decoder(policy.layout, pad_id, policy.block_budget, policy.min_block_tokens, greedy=True)
     texts = policy.prompts(histories)
     order = sorted(range(len(texts)), key=lambda row: len(histories[row]))
     starts: Iterable[int] = range(0, len(order), batch_size)
     for start in progress_bar("recommend", starts) if progress else starts:
+        policy.model.eval()
         rows = order[start : start + batch_size]
         batch = policy.tokenizer([texts[row] for row in rows], return_tensors="pt", padding=True).to(
             policy.model.device
         )
-        ids, mask, thoughts = batch["input_ids"], batch["attention_mask"], [""] * len(rows)
+        cache, thoughts = PromptCache(policy.model, batch["input_ids"], batch["attention_mask"]), [""] * len(rows)
         if thinking:
-            drafts = grouped_rollouts(
-                policy.model,
-                ids,
-                mask,
-                policy.layout,
-                policy.trie,
-                1,
-                block_budget=policy.block_budget,
-                min_block_tokens=policy.min_block_tokens,
-                generator=None,
-                pad_id=policy.tokenizer.pad_token_id,
-                greedy=True,
-            )
-            blocks = policy.layout.read(drafts.completion_ids).in_block
+            drafts = decoder.think(cache, 1, None)
+            cache.extend_prompts(drafts.logits)
             thoughts = [
-                policy.tokenizer.decode(draft[kept]) for draft, kept in zip(drafts.completion_ids, blocks, strict=True)
+                policy.tokenizer.decode(ids[:length]) for ids, length in zip(drafts.ids, drafts.length, strict=True)
             ]
-            ids, mask = continue_prompts(ids, mask, drafts.completion_ids, blocks, policy.tokenizer.pad_token_id)
-        yield Drafts(rows, ids, mask, thoughts)
+        yield Thoughts(rows, cache, thoughts)

@@ -9,18 +9,22 @@ samples, the policy that trains and the reference alike:
     SID token k            the codes that continue the prefix to an item         sampled, unless an only child
 
 A position whose set has one member is forced: it was no choice, so it is never trained on and its log-probability is 0.
+The decoder writes it down without asking the model, and reads it together with the next choice.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from sapo.errors import BROKEN_WEIGHTS, InputError
-from sapo.policy.beam_search import constrained_beam_search
+from sapo.policy.beam_search import search_beams
 from sapo.policy.layout import ReasoningLayout
+from sapo.policy.shared_prompt import PromptCache, sharing_prompts
 from sapo.semantic_ids.trie import SidTrie
 
 if TYPE_CHECKING:
@@ -37,6 +41,177 @@ class Rollouts(NamedTuple):
     logps: Float[Tensor, "M T"]  # of the sampled tokens; 0 where forced or padding
     sampled: Bool[Tensor, "M T"]
     sids: Int[Tensor, "M K"]
+
+
+@dataclass(eq=False)
+class Drafts:
+    """R completions in the making. Rows are filled from the left, each at its own pace."""
+
+    ids: Int[Tensor, "R T"]
+    logps: Float[Tensor, "R T"]
+    sampled: Bool[Tensor, "R T"]
+    length: Int[Tensor, "R"]
+    uniform: Float[Tensor, "R T"] | None
+    """What decides each choice, drawn before the first: a completion does not depend on when others end. None takes the
+    likeliest."""
+    logits: Float[Tensor, "R V"]
+    """After the last token that was read."""
+
+    def write(
+        self,
+        rows: Bool[Tensor, "R"],
+        token: Int[Tensor, "M"],
+        logp: Float[Tensor, "M"] | None = None,
+        sampled: Bool[Tensor, "M"] | None = None,
+    ) -> None:
+        """One more token in each of the M rows; without the rest, it was no choice."""
+        row = rows.nonzero()[:, 0]
+        column = self.length[row]
+        self.ids[row, column] = token
+        if logp is not None and sampled is not None:
+            self.logps[row, column] = logp
+            self.sampled[row, column] = sampled
+        self.length = self.length + rows
+
+    def choose(
+        self, rows: Bool[Tensor, "R"], options: Float[Tensor, "M C"]
+    ) -> tuple[Int[Tensor, "M"], Float[Tensor, "M"]]:
+        """A column for each of the M rows, drawn by the softmax of its options, and its log-probability."""
+        logps = options.log_softmax(-1)
+        if logps.isnan().any():
+            raise FloatingPointError(BROKEN_WEIGHTS)
+        if self.uniform is None:
+            choice = logps.argmax(-1, keepdim=True)
+        else:
+            below = logps.exp().cumsum(-1)
+            total = below[:, -1:]
+            point = self.uniform[rows, self.length[rows]][:, None] * total
+            # below the total, which rounding could reach; and an option of probability 0 is never the first above it
+            point = torch.minimum(point, torch.nextafter(total, torch.zeros_like(total)))
+            choice = torch.searchsorted(below, point, right=True)
+        return choice[:, 0], logps.gather(1, choice)[:, 0]
+
+
+@dataclass(frozen=True, eq=False)
+class Decoder:
+    """What may be written, and how it is chosen.
+
+    Args:
+        block_budget: most words of a block, one number for all blocks or one each; the block is closed at it.
+        min_block_tokens: fewest words of a block.
+        temperature: divides the logits.
+        greedy: take the most likely allowed token instead of sampling.
+        sid_logps: "trie" for log-probabilities of the allowed set at every position, "full" for the full softmax.
+
+    Raises:
+        InputError: a budget below `min_block_tokens`, or a number of budgets other than K; a temperature that is not
+            positive.
+    """
+
+    layout: ReasoningLayout
+    pad_id: int
+    block_budget: int | Sequence[int]
+    min_block_tokens: int = 0
+    temperature: float = 1.0
+    greedy: bool = False
+    sid_logps: Literal["trie", "full"] = "trie"
+
+    def __post_init__(self) -> None:
+        block_budgets(self.block_budget, self.layout.num_steps, self.min_block_tokens)
+        if not self.temperature > 0:
+            raise InputError(
+                f"temperature is {self.temperature}; it must be positive. For the most likely tokens use greedy=True."
+            )
+
+    def think(self, cache: PromptCache, group_size: int, generator: torch.Generator | None) -> Drafts:
+        """Write the K blocks of `group_size` completions of every prompt, and read them.
+
+        Raises:
+            InputError: `min_block_tokens` where no word can stand in a block.
+            FloatingPointError: logits that are not a number.
+        """
+        model, layout, device = cache.model, self.layout, cache.logits.device
+        may_stand = block_tokens(layout, model.config.get_text_config().vocab_size, self.pad_id, end_ids(model))
+        vocabulary = may_stand.nonzero()[:, 0].to(device)
+        if self.min_block_tokens and len(vocabulary) == 1:
+            raise InputError(
+                f"min_block_tokens is {self.min_block_tokens}, but the vocabulary has no word for a block."
+            )
+        closing = int((vocabulary == layout.think_end_id).nonzero())
+        steps = layout.num_steps
+        budgets = torch.tensor(block_budgets(self.block_budget, steps, self.min_block_tokens), device=device)
+        shape = (len(cache.logits) * group_size, int(budgets.sum()) + 3 * steps)
+        drafts = Drafts(
+            torch.full(shape, self.pad_id, device=device),
+            torch.zeros(shape, device=device),
+            torch.zeros(shape, dtype=torch.bool, device=device),
+            torch.zeros(shape[0], dtype=torch.long, device=device),
+            None if self.greedy else torch.rand(shape, generator=generator, device=device),
+            cache.logits,
+        )
+        cache.start(group_size, shape[1])
+        block = torch.zeros_like(drafts.length)  # blocks closed so far
+        words = torch.zeros_like(drafts.length)  # of the open block
+        is_open = torch.zeros_like(drafts.length, dtype=torch.bool)
+        while True:
+            while True:  # what leaves no choice: open the next block, close one that is full
+                forced = torch.where(is_open, words == budgets[block.clamp(max=steps - 1)], block < steps)
+                if not forced.any():
+                    break
+                drafts.write(forced, torch.where(is_open, layout.think_end_id, layout.think_start_id)[forced])
+                block, words, is_open = block + (forced & is_open), words.masked_fill(forced, 0), is_open ^ forced
+            if not is_open.any():
+                drafts.logits = cache.read(drafts.ids, drafts.length)
+                return drafts
+            logits = cache.read(drafts.ids, drafts.length, is_open)
+            options = self._scaled(logits[:, vocabulary])
+            early = words[is_open] < self.min_block_tokens
+            options[early, closing] = NEVER
+            token = vocabulary[
+                self._write(drafts, is_open, logits, options, vocabulary, len(vocabulary) - early.long())
+            ]
+            closes = is_open.masked_scatter(is_open, token == layout.think_end_id)
+            block, words, is_open = block + closes, words + is_open, is_open & ~closes
+
+    def name(self, cache: PromptCache, drafts: Drafts, trie: SidTrie) -> Int[Tensor, "R K"]:
+        """Write the K SID tokens after each thought; returns their codes."""
+        every = torch.ones_like(drafts.length, dtype=torch.bool)
+        node = torch.zeros_like(drafts.length)
+        logits: Tensor | None = drafts.logits
+        sids = []
+        for level, ids in enumerate(self.layout.sid_token_ids):
+            codes, nodes = trie.children(node, level)
+            there = codes >= 0
+            count = there.sum(1)
+            if logits is None and (count > 1).any():
+                logits = cache.read(drafts.ids, drafts.length)
+            tokens = ids.to(codes.device)[codes.clamp(min=0)]
+            options = torch.zeros_like(tokens, dtype=torch.float) if logits is None else logits.gather(1, tokens)
+            child = self._write(drafts, every, logits, self._scaled(options).masked_fill(~there, NEVER), tokens, count)
+            code, node = codes.gather(1, child[:, None])[:, 0], nodes.gather(1, child[:, None])[:, 0]
+            sids.append(code)
+            logits = None
+        return torch.stack(sids, 1)
+
+    def _scaled(self, logits: Float[Tensor, "M C"]) -> Float[Tensor, "M C"]:
+        return logits.float() / self.temperature
+
+    def _write(
+        self,
+        drafts: Drafts,
+        rows: Bool[Tensor, "R"],
+        logits: Float[Tensor, "M V"] | None,
+        options: Float[Tensor, "M C"],
+        tokens: Int[Tensor, "C"] | Int[Tensor, "M C"],
+        count: Int[Tensor, "M"],
+    ) -> Int[Tensor, "M"]:
+        """Choose among the options of each row, which stand for `tokens`, and write it down; returns the column."""
+        column, logp = drafts.choose(rows, options)
+        token = tokens[column] if tokens.dim() == 1 else tokens.gather(1, column[:, None])[:, 0]
+        if self.sid_logps == "full" and logits is not None:
+            logp = self._scaled(logits).log_softmax(-1).gather(1, token[:, None])[:, 0]
+        drafts.write(rows, token, logp.masked_fill(count == 1, 0.0), count > 1)
+        return column
 
 
 @torch.no_grad()
@@ -56,105 +231,24 @@ def grouped_rollouts(
     greedy: bool = False,
     sid_logps: Literal["trie", "full"] = "trie",
 ) -> Rollouts:
-    """A prompt is read once; its G rollouts go on from a copy of its cache.
+    """A prompt is read once and its G rollouts share it; a rollout that is finished costs nothing more.
 
     Args:
         input_ids, attention_mask: prompts, padded on the left.
-        block_budget: most words of a block, one number for all blocks or one each; the block is closed at it.
-        min_block_tokens: fewest words of a block.
+        block_budget, min_block_tokens, temperature, greedy, sid_logps: as those of `Decoder`.
         generator: the only source of randomness, on the model's device; not needed when greedy.
-        greedy: take the most likely allowed token instead of sampling.
-        sid_logps: "trie" for log-probabilities of the allowed set at every position, "full" for the full softmax.
 
     Raises:
-        InputError: a budget below `min_block_tokens`, or a number of budgets other than K; a temperature that is not
-            positive; levels that are not the trie's; `min_block_tokens` where no word can stand in a block.
+        InputError: as `Decoder`; levels that are not the trie's; `min_block_tokens` where no word can stand in a block.
         FloatingPointError: logits that are not a number.
     """
     trie.check_levels([len(ids) for ids in layout.sid_token_ids])
-    device = input_ids.device
-    trie = trie.to(device)
-    steps = layout.num_steps
-    budgets = torch.tensor(block_budgets(block_budget, steps, min_block_tokens), device=device)
-    if not temperature > 0:
-        raise InputError(
-            f"temperature is {temperature}; it must be positive. For the most likely tokens use greedy=True."
-        )
-    model_was_training = model.training
-    model.eval()
-    rows = len(input_ids) * group_size
-    in_block = block_tokens(layout, model.config.vocab_size, pad_id, end_ids(model)).to(device)
-    if min_block_tokens and int(in_block.sum()) == 1:
-        raise InputError(f"min_block_tokens is {min_block_tokens}, but the vocabulary has no word for a block.")
-    sid_ids = [ids.to(device) for ids in layout.sid_token_ids]
-
-    mask = attention_mask.bool()
-    positions = (mask.long().cumsum(1) - 1).clamp(min=0)
-    output = model(input_ids, attention_mask=mask.long(), position_ids=positions, use_cache=True, logits_to_keep=1)
-    cache = output.past_key_values
-    cache.batch_repeat_interleave(group_size)
-    logits = output.logits[:, -1].repeat_interleave(group_size, 0)
-    mask = mask.repeat_interleave(group_size, 0)
-    position = positions[:, -1].repeat_interleave(group_size, 0)
-
-    block = torch.zeros(rows, dtype=torch.long, device=device)  # blocks closed so far
-    words = torch.full((rows,), -1, device=device)  # words of the open block, -1 while none is open
-    depth = torch.zeros(rows, dtype=torch.long, device=device)  # SID tokens so far
-    sids = torch.full((rows, steps), -1, device=device)
-    columns: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
-    max_length = int(budgets.sum()) + 3 * steps
-    for _ in range(max_length):
-        thinking = block < steps
-        done = depth == steps
-        opens = thinking & (words < 0)
-        closes = thinking & (words == budgets[block.clamp(max=steps - 1)])
-        writes = thinking & ~opens & ~closes
-        logits = logits.float() / temperature
-
-        token = torch.full((rows,), pad_id, device=device)
-        token[opens] = layout.think_start_id
-        token[closes] = layout.think_end_id
-        logp = torch.zeros(rows, device=device)
-        sampled = torch.zeros(rows, dtype=torch.bool, device=device)
-
-        if writes.any():
-            options = logits[writes].masked_fill(~in_block, NEVER)
-            options[words[writes] < min_block_tokens, layout.think_end_id] = NEVER
-            token[writes], logp[writes] = _draw(options, greedy, generator)
-            sampled[writes] = options.isfinite().sum(1) > 1
-        for level in range(steps):
-            here = ~thinking & (depth == level)
-            if here.any():
-                allowed = trie.allowed(sids[here, :level])
-                code, logp[here] = _draw(
-                    logits[here][:, sid_ids[level]].masked_fill(~allowed, NEVER), greedy, generator
-                )
-                sids[here, level] = code
-                token[here] = sid_ids[level][code]
-                sampled[here] = allowed.sum(1) > 1
-        if sid_logps == "full":
-            logp = torch.where(sampled, logits.log_softmax(-1).gather(1, token[:, None])[:, 0], 0.0)
-        columns.append((token, ~done, logp, sampled))
-
-        closed = closes | (writes & (token == layout.think_end_id))
-        words = torch.where(opens, 0, torch.where(closed, -1, words + writes.long()))
-        block = block + closed.long()
-        depth = depth + (~thinking & ~done).long()
-        if bool((depth == steps).all()):
-            break
-        mask = torch.cat([mask, ~done[:, None]], 1)
-        position = position + 1
-        output = model(
-            token[:, None],
-            attention_mask=mask.long(),
-            position_ids=position[:, None],
-            past_key_values=cache,
-            use_cache=True,
-        )
-        logits = output.logits[:, -1]
-    model.train(model_was_training)
-    token, mask, logp, sampled = (torch.stack(parts, 1) for parts in zip(*columns, strict=True))
-    return Rollouts(token, mask, logp, sampled, sids)
+    decoder = Decoder(layout, pad_id, block_budget, min_block_tokens, temperature, greedy, sid_logps)
+    with sharing_prompts(model):
+        cache = PromptCache(model, input_ids, attention_mask)
+        drafts = decoder.think(cache, group_size, generator)
+        sids = decoder.name(cache, drafts, trie.to(input_ids.device))
+    return _rollouts(drafts, sids)
 
 
 @torch.no_grad()
@@ -181,58 +275,35 @@ def beam_rollouts(
     Raises:
         InputError: as `grouped_rollouts`; a group larger than the number of SIDs.
     """
-    drafts = grouped_rollouts(
-        model,
-        input_ids,
-        attention_mask,
-        layout,
-        trie,
-        1,
-        block_budget=block_budget,
-        min_block_tokens=min_block_tokens,
-        temperature=temperature,
-        generator=generator,
-        pad_id=pad_id,
-        sid_logps=sid_logps,
-    )
-    thought = layout.read(drafts.completion_ids).in_block
-    ids, mask = continue_prompts(input_ids, attention_mask, drafts.completion_ids, thought, pad_id)
-    sids = constrained_beam_search(model, ids, mask, trie, layout.sid_token_ids, group_size).sids.flatten(0, 1)
+    trie.check_levels([len(ids) for ids in layout.sid_token_ids])
+    decoder = Decoder(layout, pad_id, block_budget, min_block_tokens, temperature, sid_logps=sid_logps)
+    trie = trie.to(input_ids.device)
+    with sharing_prompts(model):
+        cache = PromptCache(model, input_ids, attention_mask)
+        drafts = decoder.think(cache, 1, generator)
+        cache.extend_prompts(drafts.logits)
+        sids = search_beams(cache, trie, layout.sid_token_ids, group_size).sids.flatten(0, 1)
     if (sids < 0).any():
         raise InputError(f"a group of {group_size} beams needs as many SIDs, and the catalogue has fewer.")
-    repeated = Rollouts(*(values.repeat_interleave(group_size, 0) for values in drafts))
-    # every row has its K SID tokens last, so that rows fill in order
-    at = repeated.completion_mask & ~thought.repeat_interleave(group_size, 0)
-    levels = range(layout.num_steps)
-    tokens = torch.stack([layout.sid_token_ids[level].to(sids.device)[sids[:, level]] for level in levels], 1)
-    choices = torch.stack([trie.to(sids.device).allowed(sids[:, :level]).sum(1) > 1 for level in levels], 1)
-    return repeated._replace(
-        completion_ids=repeated.completion_ids.masked_scatter(at, tokens),
-        sampled=repeated.sampled.masked_scatter(at, choices),
-        logps=repeated.logps.masked_fill(at, 0.0),
-        sids=sids,
-    )
+    for name in ("ids", "logps", "sampled", "length"):
+        setattr(drafts, name, getattr(drafts, name).repeat_interleave(group_size, 0))
+    every = torch.ones_like(drafts.length, dtype=torch.bool)
+    for level, ids in enumerate(layout.sid_token_ids):
+        rivals = trie.allowed(sids[:, :level]).sum(1) > 1
+        drafts.write(every, ids.to(sids.device)[sids[:, level]], torch.zeros_like(drafts.logps[:, 0]), rivals)
+    return _rollouts(drafts, sids)
 
 
-def continue_prompts(
-    input_ids: Int[Tensor, "B P"],
-    attention_mask: Int[Tensor, "B P"],
-    more: Int[Tensor, "B T"],
-    keep: Bool[Tensor, "B T"],
-    pad_id: int,
-) -> tuple[Int[Tensor, "B L"], Int[Tensor, "B L"]]:
-    """Put the kept tokens of `more` behind the prompts and pad on the left again."""
-    ids, mask = torch.cat([input_ids, more], 1), torch.cat([attention_mask.bool(), keep], 1)
-    order = mask.long().argsort(dim=1, stable=True)  # dropped positions first, kept ones in their order
-    ids, mask = ids.gather(1, order), mask.gather(1, order)
-    longest = int(mask.sum(1).max())
-    ids, mask = ids[:, -longest:], mask[:, -longest:]
-    return ids.masked_fill(~mask, pad_id), mask.long()
+def _rollouts(drafts: Drafts, sids: Int[Tensor, "M K"]) -> Rollouts:
+    longest = int(drafts.length.max())
+    mask = torch.arange(longest, device=sids.device) < drafts.length[:, None]
+    return Rollouts(drafts.ids[:, :longest], mask, drafts.logps[:, :longest], drafts.sampled[:, :longest], sids)
 
 
 def completion_logps(
-    logits: Float[Tensor, "B T V"],
+    logits: Float[Tensor, "M V"],
     completion_ids: Int[Tensor, "B T"],
+    at: Bool[Tensor, "B T"],
     layout: ReasoningLayout,
     trie: SidTrie,
     *,
@@ -243,43 +314,100 @@ def completion_logps(
 ) -> Float[Tensor, "B T"]:
     """Log-probabilities of given completions under the sets that the decoder allowed.
 
-    `logits` are those that predict each token, divided by the temperature. A token that its set does not hold, as other
-    engines may emit, is scored by the full softmax. Forced closings cannot be told from chosen ones by the ids; the
-    caller's mask of sampled tokens leaves them out.
+    `logits` are those that predict each of the M tokens `at` some places, row by row, divided by the temperature; other
+    places get 0. A token that its set does not hold, as other engines may emit, is scored by the full softmax. Forced
+    closings cannot be told from chosen ones by the ids; the caller's mask of sampled tokens leaves them out.
     """
-    logits = logits.float()
-    chosen = logits.gather(2, completion_ids[..., None])[..., 0]
-    if sid_logps == "full":
-        return chosen - logits.logsumexp(-1)
-    reading = layout.read(completion_ids)
-    sids = layout.parse(completion_ids).sids
-    in_block = block_tokens(layout, logits.shape[-1], pad_id, eos_ids).to(logits.device)
+    vocabulary = logits.shape[-1]
+    # which tokens compete: 0 all, 1 a block's, 2 a block's while it may not end yet, -1 the codes after a prefix
+    in_block = block_tokens(layout, vocabulary, pad_id, eos_ids).to(logits.device)
+    early = in_block.clone()
+    early[layout.think_end_id] = False
+    sets = torch.stack([torch.ones_like(in_block), in_block, early])
+    which = torch.zeros_like(completion_ids)
+    codes: list[tuple[Tensor, Tensor]] = []
+    if sid_logps == "trie":
+        reading, sids = layout.read(completion_ids), layout.parse(completion_ids).sids
+        which[reading.in_block & ~reading.is_open & in_block[completion_ids]] = 1
+        if min_block_tokens:
+            time = torch.arange(completion_ids.shape[1], device=which.device)
+            opened_at = torch.where(reading.is_open, time, -1).cummax(1).values
+            too_early = (which == 1) & (time - opened_at - 1 < min_block_tokens)
+            which[too_early] = torch.where(reading.is_close, 0, 2)[too_early]
+        number = (at.flatten().cumsum(0) - 1).view(at.shape)  # row of `logits` for each place
+        for level in range(layout.num_steps):
+            here = at & reading.is_sid & (reading.sid_index == level) & (sids[:, level, None] >= 0)  # one a row at most
+            row = here.any(1).nonzero()[:, 0]
+            children = trie.children(trie.find(sids[row, :level]), level).codes
+            known = (children == sids[row, level, None]).any(1)
+            row, children = row[known], children[known]
+            place = here[row].int().argmax(1)
+            which[row, place] = -1
+            tokens = layout.sid_token_ids[level].to(logits.device)[children.clamp(min=0)]
+            codes.append((number[row, place], torch.where(children < 0, -1, tokens)))
+    values = _SetLogps.apply(logits, completion_ids[at], which[at], ~sets, codes)
+    logps = values.new_zeros(at.shape).masked_scatter(at, values)
+    return logps if sid_logps == "full" else logps.masked_fill(reading.is_open, 0.0)
 
-    writes = reading.in_block & ~reading.is_open & (in_block[completion_ids])
-    options = logits.masked_fill(~in_block, NEVER)
-    if min_block_tokens:
-        time = torch.arange(logits.shape[1], device=logits.device)
-        opened_at = torch.where(reading.is_open, time, -1).cummax(1).values
-        too_early = reading.in_block & (time - opened_at - 1 < min_block_tokens)
-        options[..., layout.think_end_id].masked_fill_(too_early, NEVER)
-        writes &= ~(too_early & reading.is_close)
-    normaliser = options.logsumexp(-1)
-    plain = ~writes & ~reading.is_open
-    for level in range(layout.num_steps):
-        at = reading.is_sid & (reading.sid_index == level) & (sids[:, level, None] >= 0)  # at most one a row
-        row, column = at.nonzero(as_tuple=True)
-        if not len(row):
-            continue
-        ids = layout.sid_token_ids[level].to(logits.device)
-        allowed = trie.allowed(sids[row, :level])
-        member = allowed[torch.arange(len(row), device=row.device), sids[row, level]]
-        row, column, allowed = row[member], column[member], allowed[member]
-        codes = logits[row, column][:, ids].masked_fill(~allowed, NEVER)
-        normaliser = normaliser.index_put((row, column), codes.logsumexp(-1))
-        plain = plain.index_put((row, column), torch.zeros_like(row, dtype=torch.bool))
-    if plain.any():
-        normaliser = torch.where(plain, logits.logsumexp(-1), normaliser)
-    return (chosen - normaliser).masked_fill(reading.is_open, 0.0)
+
+class _SetLogps(torch.autograd.Function):
+    """Log of a token's share of the softmax over the tokens that compete with it.
+
+    What autograd would keep for it is several times as large as the logits. Here it is one number a row; the softmax is
+    computed again in the backward pass, in pieces that fit a cache.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        logits: Float[Tensor, "M V"],
+        chosen: Int[Tensor, "M"],
+        which: Int[Tensor, "M"],
+        outside: Bool[Tensor, "S V"],
+        codes: list[tuple[Int[Tensor, "m"], Int[Tensor, "m C"]]],
+    ) -> Float[Tensor, "M"]:
+        """
+        Args:
+            which, outside: the tokens that do not compete for each row, as a row of `outside`; -1 for rows of `codes`.
+            codes: rows, and the few tokens that compete there, -1 where there are fewer.
+        """
+        normaliser = logits.new_zeros(len(logits), dtype=torch.float)
+        for rows in _SetLogps.pieces(which, logits):
+            normaliser[rows] = _SetLogps.options(logits, rows, which, outside).logsumexp(-1)
+        for rows, tokens in codes:
+            competing = logits[rows[:, None], tokens.clamp(min=0)].float()
+            normaliser[rows] = competing.masked_fill_(tokens < 0, NEVER).logsumexp(-1)
+        ctx.save_for_backward(logits, chosen, which, outside, normaliser)
+        ctx.codes = codes
+        return logits.gather(1, chosen[:, None])[:, 0].float() - normaliser
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Float[Tensor, "M"]) -> tuple[Tensor, None, None, None, None]:
+        logits, chosen, which, outside, normaliser = ctx.saved_tensors
+        result = torch.empty_like(logits)
+        for rows in _SetLogps.pieces(which, logits):
+            share = _SetLogps.options(logits, rows, which, outside).sub_(normaliser[rows, None]).exp_()
+            result[rows] = share.mul_(-gradient[rows, None]).to(result.dtype)
+        for rows, tokens in ctx.codes:
+            result[rows] = 0
+            share = (logits[rows[:, None], tokens.clamp(min=0)].float() - normaliser[rows, None]).exp_()
+            share = share.masked_fill_(tokens < 0, 0.0).mul_(-gradient[rows, None]).to(result.dtype)
+            result[rows] = result[rows].scatter_add_(1, tokens.clamp(min=0), share)
+        result.scatter_add_(1, chosen[:, None], gradient[:, None].to(result.dtype))
+        return result, None, None, None, None
+
+    @staticmethod
+    def pieces(which: Int[Tensor, "M"], logits: Float[Tensor, "M V"]) -> Sequence[Int[Tensor, "c"]]:
+        """Rows whose set is one of `outside`, a few at a time."""
+        elements = 2**18 if logits.device.type == "cpu" else 2**26
+        return (which >= 0).nonzero()[:, 0].split(max(1, elements // logits.shape[1]))
+
+    @staticmethod
+    def options(
+        logits: Float[Tensor, "M V"], rows: Int[Tensor, "c"], which: Int[Tensor, "M"], outside: Bool[Tensor, "S V"]
+    ) -> Float[Tensor, "c V"]:
+        return logits[rows].float().masked_fill_(outside[which[rows]], NEVER)
 
 
 def forced_tokens(completion_ids: Int[Tensor, "B T"], layout: ReasoningLayout, trie: SidTrie) -> Bool[Tensor, "B T"]:

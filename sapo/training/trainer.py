@@ -7,6 +7,7 @@ What differs from TRL's trainer, method by method:
     _compute_loss                             the objective's own loss
     _prepare_inputs                           whole groups are shuffled and cut into micro-batches, never torn
 
+A prompt is read once, with its G completions behind it, in rollouts and in updates (`sapo.policy.shared_prompt`).
 Rollouts come from TRL's `rollout_func` hook, the one way to tell it which tokens were sampled and which were forced.
 """
 
@@ -33,7 +34,7 @@ from sapo.credit.values import generalized_advantages, token_rewards, whiten
 from sapo.data.catalog import Catalog
 from sapo.data.interactions import Rows, Split
 from sapo.errors import InputError
-from sapo.policy.beam_search import constrained_beam_search
+from sapo.policy.beam_search import search_beams
 from sapo.policy.layout import ReasoningLayout
 from sapo.policy.policy import Policy
 from sapo.policy.rollout import (
@@ -41,11 +42,11 @@ from sapo.policy.rollout import (
     beam_rollouts,
     block_budgets,
     completion_logps,
-    continue_prompts,
     end_ids,
     forced_tokens,
     grouped_rollouts,
 )
+from sapo.policy.shared_prompt import PackedGroups, PromptCache, share_prompts, sharing_prompts
 from sapo.semantic_ids.trie import SidTrie
 from sapo.training.critic import Critic
 
@@ -83,6 +84,9 @@ class SAPOConfig(GRPOConfig):
     """Rate of the values that the objective "rlvr" learns; 10 times the policy's where None, since they start at 0."""
     sid_logps: Literal["trie", "full"] = "trie"
     """Log-probabilities of the tokens that the decoder allowed ("trie"), or of the full softmax ("full")."""
+    share_prompts: bool = True
+    """Read each prompt once for the log-probabilities of its completions, of the policy and of the reference. The
+    numbers are the same; False reads it with every completion, as TRL does."""
 
     loss_type: str | None = None
     importance_sampling_level: str | None = None
@@ -277,6 +281,10 @@ class SAPOTrainer(GRPOTrainer):
                 rollout_func=rollout_func or _own_rollouts,
             )
         self.trie.to(self.accelerator.device)
+        if args.share_prompts:
+            for part in (self.model, self.ref_model):
+                if part is not None:
+                    share_prompts(self.accelerator.unwrap_model(part))
         if args.disable_dropout:  # TRL disables Dropout modules; attention's is a number
             for part in (self.model, self.ref_model):
                 for module in part.modules() if part is not None else ():
@@ -405,15 +413,31 @@ class SAPOTrainer(GRPOTrainer):
 
     def _beams(self, batch: dict[str, Any]) -> Int[Tensor, "B W K"]:
         """The likeliest SIDs after each completion's thought."""
-        ids = batch["completion_ids"]
+        ids, prompts, prompt_mask = batch["completion_ids"], batch["prompt_ids"], batch["prompt_mask"]
         thought = self.layout.read(ids).in_block & batch["completion_mask"].bool()
-        pad_id = self._tokenizer.pad_token_id
-        prompts, mask = continue_prompts(batch["prompt_ids"], batch["prompt_mask"], ids, thought, pad_id)
+        ids = ids.gather(1, (~thought).int().argsort(dim=1, stable=True))  # the thought's tokens first
+        group = self._group_size(prompts, prompt_mask)
         model = self.accelerator.unwrap_model(self.model)
-        with disable_gradient_checkpointing(model, self.args.gradient_checkpointing_kwargs):
-            return constrained_beam_search(
-                model, prompts, mask, self.trie, self.layout.sid_token_ids, self.args.reward_beams
-            ).sids
+        with (
+            disable_gradient_checkpointing(model, self.args.gradient_checkpointing_kwargs),
+            torch.no_grad(),
+            sharing_prompts(model),
+        ):
+            cache = PromptCache(model, prompts[::group], prompt_mask[::group])
+            cache.start(group, ids.shape[1])
+            logits = cache.logits.repeat_interleave(group, 0)
+            if (some := thought.any(1)).any():  # another engine may have written none
+                logits[some] = cache.read(ids, thought.sum(1), some)
+            cache.extend_prompts(logits)
+            return search_beams(cache, self.trie, self.layout.sid_token_ids, self.args.reward_beams).sids
+
+    def _group_size(self, prompts: Int[Tensor, "B P"], mask: Int[Tensor, "B P"]) -> int:
+        """G where all rows of each group have the same prompt, else 1: a group may span processes."""
+        size = self.num_generations if self.model.training else self.num_generations_eval
+        if len(prompts) % size:
+            return 1
+        groups = torch.stack([prompts.masked_fill(mask == 0, -1), mask.long()]).view(2, -1, size, prompts.shape[1])
+        return size if bool((groups == groups[:, :, :1]).all()) else 1
 
     @torch.no_grad()
     def _judge(
@@ -573,34 +597,45 @@ class SAPOTrainer(GRPOTrainer):
 
         Plain logits in chunks of `batch_size`: TRL's fused head returns none, and allowed sets need them.
         """
-        chunks = []
-        for ids, mask in zip(
-            input_ids.split(batch_size or len(input_ids)),
-            attention_mask.split(batch_size or len(input_ids)),
-            strict=True,
-        ):
-            with self.accelerator.autocast():
-                positions = (mask.long().cumsum(1) - 1).clamp(min=0)
+        size = batch_size or len(input_ids)
+        logps = [
+            self._logps_of_chunk(model, ids, mask, logits_to_keep)
+            for ids, mask in zip(input_ids.split(size), attention_mask.split(size), strict=True)
+        ]
+        return torch.cat(logps), None, None
+
+    def _logps_of_chunk(
+        self, model: PreTrainedModel, ids: Int[Tensor, "B L"], mask: Int[Tensor, "B L"], tokens: int
+    ) -> Float[Tensor, "B T"]:
+        completion, written = ids[:, -tokens:], mask[:, -tokens:].bool()
+        with self.accelerator.autocast():
+            if self.args.share_prompts:
+                prompts, prompt_mask = ids[:, :-tokens], mask[:, :-tokens]
+                group = self._group_size(prompts, prompt_mask)
+                packed = PackedGroups(prompts[::group], prompt_mask[::group].bool(), completion, written)
+                at = written & ~forced_tokens(completion, self.layout, self.trie)
+                logits = packed.logits(model, packed.predictor[at])
+            else:
+                at = torch.ones_like(written)
                 logits = model(
                     input_ids=ids,
                     attention_mask=mask,
-                    position_ids=positions,
+                    position_ids=(mask.long().cumsum(1) - 1).clamp(min=0),
                     use_cache=False,
-                    logits_to_keep=logits_to_keep + 1,
+                    logits_to_keep=tokens + 1,
                 ).logits[:, :-1]
-            chunks.append(
-                completion_logps(
-                    logits.float() / self.temperature,
-                    ids[:, -logits_to_keep:],
-                    self.layout,
-                    self.trie,
-                    pad_id=self._tokenizer.pad_token_id,
-                    eos_ids=end_ids(self.accelerator.unwrap_model(model)),
-                    min_block_tokens=self.args.min_block_tokens,
-                    sid_logps=self.args.sid_logps,
-                )
-            )
-        return torch.cat(chunks), None, None
+                logits = logits.flatten(0, 1)
+        return completion_logps(
+            logits if self.temperature == 1 else logits / self.temperature,
+            completion,
+            at,
+            self.layout,
+            self.trie,
+            pad_id=self._tokenizer.pad_token_id,
+            eos_ids=end_ids(self.accelerator.unwrap_model(model)),
+            min_block_tokens=self.args.min_block_tokens,
+            sid_logps=self.args.sid_logps,
+        )
 
     def _compute_loss(self, model: PreTrainedModel, inputs: dict[str, Any]) -> Float[Tensor, ""]:
         mode = "train" if self.model.training else "eval"

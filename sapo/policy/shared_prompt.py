@@ -1,0 +1,372 @@
+"""Prompts that are read once, however many completions follow them.
+
+A prompt here is long and its G completions are short, so most of what a trainer or decoder computes is the same prompt,
+G times. Both classes below give the model one stream of real tokens, shape (1, N): every layer but attention works
+token by token and never sees a copy or padding. Attention, which transformers lets a caller replace, knows whose tokens
+are whose:
+
+    PackedGroups    all at once and with gradients, for training: prompts, then completions
+    PromptCache     token by token, for decoding: keys and values of prompts once, of what follows one short row each
+
+Both compute what the model would compute on each row alone, for any model whose every layer is attention that goes
+through transformers' `AttentionInterface` (Qwen3, Llama, Gemma, ...), sliding windows included.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from sapo.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+NAME = "shared_prompt"  # among transformers' attention implementations
+_LAYERS = {"full_attention", "sliding_attention"}
+
+
+def can_share_prompts(model: "PreTrainedModel") -> bool:
+    """Whether every layer of the model is attention that can be replaced."""
+    layers = getattr(model.config.get_text_config(), "layer_types", None) or ["full_attention"]
+    return model._can_set_attn_implementation() and set(layers) <= _LAYERS
+
+
+def share_prompts(model: "PreTrainedModel") -> None:
+    """Let the model take `sharing=` in its forward call; without it, attention is torch's as before.
+
+    Raises:
+        InputError: a model that has other layers, or whose attention cannot be replaced.
+    """
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    if not can_share_prompts(model):
+        raise InputError(
+            f"{type(model).__name__} cannot share prompts: it has layers other than attention, or attention that "
+            f"transformers does not let a caller replace."
+        )
+    AttentionInterface.register(NAME, _attention)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+    model.set_attn_implementation(NAME)
+
+
+@contextmanager
+def sharing_prompts(model: "PreTrainedModel") -> Iterator[None]:
+    """`share_prompts` for a while, in evaluation mode."""
+    before, was_training = model.config._attn_implementation, model.training
+    share_prompts(model)
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+        model.set_attn_implementation(before)
+
+
+class PackedGroups:
+    """B prompts and R = B x G completions as one stream without padding, in which a prompt stands once.
+
+    Args:
+        prompt_ids, prompt_mask: one row a prompt, padded on either side.
+        completion_ids, completion_mask: R rows, a prompt's G contiguous, padded on the right.
+
+    Attributes:
+        input_ids, position_ids: what the model reads.
+        predictor: for each completion token the place in the stream whose logits predict it.
+    """
+
+    input_ids: Int[Tensor, "1 N"]
+    position_ids: Int[Tensor, "1 N"]
+    predictor: Int[Tensor, "R T"]
+
+    def __init__(
+        self,
+        prompt_ids: Int[Tensor, "B P"],
+        prompt_mask: Bool[Tensor, "B P"],
+        completion_ids: Int[Tensor, "R T"],
+        completion_mask: Bool[Tensor, "R T"],
+    ):
+        self.prompts = _Rows(prompt_mask)
+        self.completions = _Rows(completion_mask)
+        self.group_size = len(completion_ids) // max(1, len(prompt_ids))
+        self.input_ids = torch.cat([prompt_ids[prompt_mask], completion_ids[completion_mask]])[None]
+        before = self.prompts.lengths.repeat_interleave(self.group_size)
+        self.position_ids = torch.cat([self.prompts.column, before[self.completions.row] + self.completions.column])[
+            None
+        ]
+        ends = self.prompts.lengths.cumsum(0) - 1
+        start = len(self.prompts.row) + self.completions.lengths.cumsum(0) - self.completions.lengths
+        places = start[:, None] + torch.arange(-1, completion_ids.shape[1] - 1, device=start.device)
+        self.predictor = places.clamp(min=0)
+        self.predictor[:, 0] = ends.repeat_interleave(self.group_size)
+        self._masks: dict[int | None, Tensor] = {}
+
+    def logits(self, model: "PreTrainedModel", places: Int[Tensor, "M"]) -> Float[Tensor, "M V"]:
+        """Logits at places of the stream, with a graph if gradients are on; the model has had `share_prompts`."""
+        return model(
+            input_ids=self.input_ids,
+            position_ids=self.position_ids,
+            attention_mask=_no_mask(self.input_ids),
+            use_cache=False,
+            logits_to_keep=places,
+            sharing=self,
+        ).logits[0]
+
+    def attend(
+        self, module: Any, query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: float, window: int | None
+    ) -> Float[Tensor, "1 N H D"]:
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+        if window not in self._masks:
+            self._masks[window] = self._mask(window)
+        mask = self._masks[window]
+        stream = [states[0].transpose(0, 1) for states in (query, key, value)]
+        count = len(self.prompts.row)
+        prompt = [self.prompts.pad(states[:count]) for states in stream]
+        own = [self.completions.pad(states[count:]) for states in stream]
+        # to `sdpa`, the keys of a completion are those of its prompt and its own
+        keys, values = (
+            torch.cat([shared[:, None].expand(-1, self.group_size, -1, -1, -1).flatten(0, 1), states], 2)
+            for shared, states in zip(prompt[1:], own[1:], strict=True)
+        )
+        outputs = [
+            sdpa_attention_forward(module, *prompt, self.prompts.window_mask(window), dropout=dropout, scaling=scaling)[
+                0
+            ],
+            sdpa_attention_forward(module, own[0], keys, values, mask, dropout=dropout, scaling=scaling)[0],
+        ]
+        return torch.cat([self.prompts.unpad(outputs[0]), self.completions.unpad(outputs[1])])[None]
+
+    def _mask(self, window: int | None) -> Bool[Tensor, "R 1 T W"]:
+        """What completion tokens may attend to: W = P + T keys, of the prompt and of the completion."""
+        width, length = self.prompts.width, self.completions.width
+        before = self.prompts.lengths.repeat_interleave(self.group_size)[:, None, None]
+        keys, time = (torch.arange(size, device=before.device) for size in (width, length))
+        past, own = keys < before, (time <= time[:, None])[None]  # (R, 1, P) and (1, T, T)
+        if window is not None:
+            past = past & (before + time[:, None] - keys < window)
+            own = own & (time[:, None] - time < window)
+        shape = (len(before), length)
+        return torch.cat([past.expand(*shape, width), own.expand(*shape, length)], 2)[:, None]
+
+
+class PromptCache:
+    """Keys and values of B prompts, and of what R = B x G rows wrote after them.
+
+    `lengths` (R,) counts what has been read of each row. With G = 1, `extend_prompts` makes what was written part of
+    the prompts, so that beams can share a thought too.
+
+    Args:
+        model: within `sharing_prompts`.
+        input_ids, attention_mask: prompts, padded on either side.
+        group_size: G.
+        longest: T, most tokens that will be read of a row.
+    """
+
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        input_ids: Int[Tensor, "B P"],
+        attention_mask: Int[Tensor, "B P"],
+    ):
+        self.model = model
+        self.prompts = _Rows(attention_mask.bool())
+        self.prompt_lengths = self.prompts.lengths
+        self.group_size = 0  # while prompts are read
+        self._shared: dict[int, tuple[Tensor, Tensor]] = {}  # by layer: keys and values, (B, heads, P, D)
+        self._own: dict[int, tuple[Tensor, Tensor]] = {}  # by layer: (B, heads, G, T, D)
+        self.logits = self._forward(
+            input_ids[attention_mask.bool()], self.prompts.column, self.prompts.lengths.cumsum(0) - 1
+        )
+        """Of the token after each prompt, (B, V)."""
+
+    def start(self, group_size: int, longest: int) -> None:
+        """Begin R = B x `group_size` empty rows of at most `longest` tokens."""
+        self.group_size, self.longest = group_size, longest
+        self.lengths = self.prompt_lengths.new_zeros(len(self.prompt_lengths) * group_size)
+        self._own = {}
+
+    def read(
+        self, ids: Int[Tensor, "R T"], until: Int[Tensor, "R"], rows: Bool[Tensor, "R"] | None = None
+    ) -> Float[Tensor, "M V"]:
+        """Read `ids[r, lengths[r] : until[r]]` of the given rows, at least one token each, or of all.
+
+        Returns:
+            Logits after the last token of each of these rows.
+        """
+        column = torch.arange(ids.shape[1], device=ids.device)
+        pending = (column >= self.lengths[:, None]) & (column < until[:, None])
+        if rows is not None:
+            pending &= rows[:, None]
+        self._row, self._slot = pending.nonzero(as_tuple=True)
+        counts = pending.sum(1)
+        self._offset = self._slot - self.lengths[self._row]
+        self._most = int(counts.max())
+        self._begin, self.lengths = self.lengths, self.lengths + counts
+        self._reach = int(self.lengths.max())
+        self._masks: dict[int | None, Tensor] = {}
+        positions = self.prompt_lengths.repeat_interleave(self.group_size)[self._row] + self._slot
+        last = counts.cumsum(0) - 1
+        return self._forward(ids[self._row, self._slot], positions, last if rows is None else last[rows])
+
+    def select(self, rows: Int[Tensor, "B W"]) -> None:
+        """Go on with W rows a prompt, each a copy of one of its rows, given by their number within the group."""
+        width = rows.shape[1]
+        self.lengths = self.lengths.view(-1, self.group_size).gather(1, rows).flatten()
+        index = rows[:, None, :, None, None]
+        self._own = {
+            layer: tuple(x.gather(2, index.expand(-1, x.shape[1], -1, *x.shape[3:])) for x in states)
+            for layer, states in self._own.items()
+        }
+        self.group_size = width
+
+    def extend_prompts(self, logits: Float[Tensor, "R V"]) -> None:
+        """Make R prompts of what has been read of the R rows; `logits` follow the last token of each."""
+        before = self.prompt_lengths.repeat_interleave(self.group_size)
+        lengths = before + self.lengths
+        slots = torch.arange(self.longest, device=lengths.device)
+        row, slot = (slots < self.lengths[:, None]).nonzero(as_tuple=True)
+        for layer, states in self._shared.items():
+            longer = [x.repeat_interleave(self.group_size, 0) for x in states]
+            if layer in self._own:
+                room = max(0, int(lengths.max()) - longer[0].shape[2])
+                longer = [torch.nn.functional.pad(x, (0, 0, 0, room)) for x in longer]
+                for shared, own in zip(longer, self._own[layer], strict=True):
+                    shared[row, :, before[row] + slot] = own.transpose(1, 2).flatten(0, 1)[row, :, slot]
+            self._shared[layer] = (longer[0], longer[1])
+        self.prompt_lengths, self.logits = lengths, logits
+        self.group_size, self._own = 0, {}
+
+    def _forward(self, ids: Int[Tensor, "N"], positions: Int[Tensor, "N"], last: Int[Tensor, "M"]) -> Tensor:
+        return self.model(
+            input_ids=ids[None],
+            position_ids=positions[None],
+            attention_mask=_no_mask(ids),
+            use_cache=False,
+            logits_to_keep=last,
+            sharing=self,
+        ).logits[0]
+
+    def attend(
+        self, module: Any, query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: float, window: int | None
+    ) -> Float[Tensor, "1 N H D"]:
+        stream = [states[0].transpose(0, 1) for states in (query, key, value)]
+        if not self.group_size:
+            return self._attend_in_prompts(module, stream, scaling, window)
+        layer, (query, key, value) = module.layer_idx, stream
+        shared_keys, shared_values = self._shared[layer]
+        prompts, heads, width, size = shared_keys.shape
+        group, most, reach = self.group_size, self._most, self._reach
+        if layer not in self._own:
+            shape = (prompts, heads, group, self.longest)
+            self._own[layer] = (key.new_zeros(*shape, size), value.new_zeros(*shape, shared_values.shape[-1]))
+        prompt, member = self._row // group, self._row % group
+        for states, written in zip(self._own[layer], (key, value), strict=True):
+            states[prompt, :, member, self._slot] = written
+        own_keys, own_values = (states[:, :, :, :reach] for states in self._own[layer])
+
+        # queries as (prompts, key heads, G, query heads of a key head x tokens of a row, D)
+        place = self._row * most + self._offset
+        grid = query.new_zeros(prompts * group * most, *query.shape[1:]).index_copy_(0, place, query * scaling)
+        repeats = query.shape[1] // heads
+        grid = grid.view(prompts, group, most, heads, repeats, size).permute(0, 3, 1, 4, 2, 5)
+        grid = grid.reshape(prompts, heads, group, repeats * most, size)
+        scores = query.new_empty(prompts, heads, group, repeats * most, width + reach)
+        scores[..., :width] = (grid.flatten(2, 3) @ shared_keys.mT).view(*grid.shape[:-1], width)
+        scores[..., width:] = grid @ own_keys.mT
+        by_head = scores.view(prompts, heads, group, repeats, most, width + reach)
+        by_head.masked_fill_(self._forbidden(width, reach, window), float("-inf"))
+        weights = scores.softmax(-1, dtype=torch.float32).to(value.dtype)
+        output = (weights[..., :width].flatten(2, 3) @ shared_values).view(*grid.shape[:-1], -1)
+        output += weights[..., width:] @ own_values
+        output = output.view(prompts, heads, group, repeats, most, -1).permute(0, 2, 4, 1, 3, 5)
+        return output.reshape(prompts * group * most, query.shape[1], -1).index_select(0, place)[None]
+
+    def _attend_in_prompts(
+        self, module: Any, stream: list[Tensor], scaling: float, window: int | None
+    ) -> Float[Tensor, "1 N H D"]:
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+        query, key, value = (self.prompts.pad(states) for states in stream)
+        self._shared[module.layer_idx] = (key, value)
+        mask = self.prompts.window_mask(window)
+        return self.prompts.unpad(sdpa_attention_forward(module, query, key, value, mask, scaling=scaling)[0])[None]
+
+    def _forbidden(self, width: int, reach: int, window: int | None) -> Bool[Tensor, "B 1 G 1 q W"]:
+        """Keys that the tokens read now may not attend to: padding, what comes later, what left the window."""
+        if window not in self._masks:
+            before = self.prompt_lengths.view(-1, 1, 1, 1)
+            device = before.device
+            slot = self._begin.view(-1, self.group_size, 1, 1) + torch.arange(self._most, device=device)[:, None]
+            shared, own = torch.arange(width, device=device), torch.arange(reach, device=device)
+            outside = [(shared >= before).expand(*slot.shape[:3], width), own > slot]
+            if window is not None:
+                outside[0] = outside[0] | (before + slot - shared >= window)
+                outside[1] = outside[1] | (slot - own >= window)
+            self._masks[window] = torch.cat(outside, -1)[:, None, :, None]
+        return self._masks[window]
+
+
+class _Rows:
+    """Where the tokens of a padded batch stand once the padding is gone: `row` and `column` of each, without gaps."""
+
+    def __init__(self, mask: Bool[Tensor, "B L"]):
+        self.lengths = mask.sum(1)
+        self.width = int(self.lengths.max()) if len(mask) else 0
+        self.row = mask.nonzero(as_tuple=True)[0]
+        self.column = (mask.cumsum(1) - 1)[mask]
+        self._place = self.row * self.width + self.column
+        self._full = len(self.row) == len(mask) * self.width
+
+    def pad(self, states: Float[Tensor, "N H D"]) -> Float[Tensor, "B H L D"]:
+        """Rows that begin at the left, so that plain causal attention never looks at the padding."""
+        if not self._full:
+            padded = states.new_zeros(len(self.lengths) * self.width, *states.shape[1:])
+            states = padded.index_copy(0, self._place, states)
+        return states.view(len(self.lengths), self.width, *states.shape[1:]).transpose(1, 2)
+
+    def unpad(self, states: Float[Tensor, "B L H D"]) -> Float[Tensor, "N H D"]:
+        flat = states.flatten(0, 1)
+        return flat if self._full else flat.index_select(0, self._place)
+
+    def window_mask(self, window: int | None) -> Bool[Tensor, "1 1 L L"] | None:
+        """What attention within rows needs beside being causal."""
+        if window is None or self.width <= window:
+            return None
+        time = torch.arange(self.width, device=self.row.device)
+        ago = time[:, None] - time
+        return ((ago >= 0) & (ago < window))[None, None]
+
+
+def _attention(
+    module: Any,
+    query: Float[Tensor, "B H L D"],
+    key: Float[Tensor, "B h L D"],
+    value: Float[Tensor, "B h L D"],
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sharing: PackedGroups | PromptCache | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """The function that transformers calls in every layer."""
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    if sharing is None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **options
+        )
+    for name in ("softcap", "s_aux"):
+        if options.get(name) is not None:
+            raise InputError(f"{type(module).__name__} uses {name} in its attention, which shared prompts do not have.")
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return sharing.attend(module, query, key, value, scaling, dropout, options.get("sliding_window")), None
+
+
+def _no_mask(ids: Tensor) -> Bool[Tensor, "1 1 1 1"]:
+    """transformers leaves a mask of four dimensions alone, and attention here makes its own."""
+    return torch.ones(1, 1, 1, 1, dtype=torch.bool, device=ids.device)
