@@ -95,12 +95,12 @@ def _search(
     for level, token_ids in enumerate(ids.to(device) for ids in sid_token_ids):
         exists = scores > float("-inf")
         codes, children = trie.children(nodes[exists], level)
-        if logits.isnan().any():
-            raise FloatingPointError(BROKEN_WEIGHTS)
         # only children compete, so a step looks at as many columns as a node has children, not codes
         options = logits.gather(1, token_ids[codes.clamp(min=0)]).float().masked_fill(codes < 0, float("-inf"))
-        normaliser = options if normalize == "trie" else logits.float()
-        options = scores[exists][:, None] + options - normaliser.logsumexp(-1, keepdim=True)
+        normaliser = (options if normalize == "trie" else logits.float()).logsumexp(-1, keepdim=True)
+        if normaliser.isnan().any():
+            raise FloatingPointError(BROKEN_WEIGHTS)
+        options = scores[exists][:, None] + options - normaliser
         width, fan = scores.shape[1], codes.shape[1]
         candidates = scores.new_full((batch, width, fan), float("-inf"))
         candidates[exists] = options

@@ -12,7 +12,7 @@ A position whose set has one member is forced: it was no choice, so it is never 
 The decoder writes it down without asking the model, and reads it together with the next choice.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -314,8 +314,8 @@ def completion_logps(
 ) -> Float[Tensor, "B T"]:
     """Log-probabilities of given completions under the sets that the decoder allowed.
 
-    `logits` are those that predict each of the M tokens `at` some places, row by row, divided by the temperature; other
-    places get 0. A token that its set does not hold, as other engines may emit, is scored by the full softmax. Forced
+    `logits` are those that predict each of the M tokens `at` some places, row by row, divided by the temperature; the
+    backward pass overwrites them. Other places get 0. A token that its set does not hold, as other engines may emit, is scored by the full softmax. Forced
     closings cannot be told from chosen ones by the ids; the caller's mask of sampled tokens leaves them out.
     """
     vocabulary = logits.shape[-1]
@@ -353,8 +353,8 @@ def completion_logps(
 class _SetLogps(torch.autograd.Function):
     """Log of a token's share of the softmax over the tokens that compete with it.
 
-    What autograd would keep for it is several times as large as the logits. Here it is one number a row; the softmax is
-    computed again in the backward pass, in pieces that fit a cache.
+    What autograd would keep for it is several times as large as the logits. Here it is the logits alone: the softmax is
+    computed again in the backward pass, in pieces that fit a cache, and the gradient takes the place of the logits.
     """
 
     @staticmethod
@@ -371,43 +371,43 @@ class _SetLogps(torch.autograd.Function):
             which, outside: the tokens that do not compete for each row, as a row of `outside`; -1 for rows of `codes`.
             codes: rows, and the few tokens that compete there, -1 where there are fewer.
         """
-        normaliser = logits.new_zeros(len(logits), dtype=torch.float)
-        for rows in _SetLogps.pieces(which, logits):
-            normaliser[rows] = _SetLogps.options(logits, rows, which, outside).logsumexp(-1)
-        for rows, tokens in codes:
-            competing = logits[rows[:, None], tokens.clamp(min=0)].float()
-            normaliser[rows] = competing.masked_fill_(tokens < 0, NEVER).logsumexp(-1)
-        ctx.save_for_backward(logits, chosen, which, outside, normaliser)
+        ctx.save_for_backward(logits, chosen, which, outside)
         ctx.codes = codes
-        return logits.gather(1, chosen[:, None])[:, 0].float() - normaliser
+        result = logits.new_zeros(len(logits), dtype=torch.float)
+        for rows, options in _SetLogps.pieces(logits, which, outside):
+            result[rows] = options.log_softmax(-1).gather(1, chosen[rows, None])[:, 0]
+        for rows, tokens in codes:
+            options = _SetLogps.few(logits, rows, tokens)
+            result[rows] = logits[rows, chosen[rows]].float() - options.logsumexp(-1)
+        return result
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Float[Tensor, "M"]) -> tuple[Tensor, None, None, None, None]:
-        logits, chosen, which, outside, normaliser = ctx.saved_tensors
-        result = torch.empty_like(logits)
-        for rows in _SetLogps.pieces(which, logits):
-            share = _SetLogps.options(logits, rows, which, outside).sub_(normaliser[rows, None]).exp_()
-            result[rows] = share.mul_(-gradient[rows, None]).to(result.dtype)
+        logits, chosen, which, outside = ctx.saved_tensors
+        result = logits.detach()  # the same memory; a second backward pass is refused by autograd
+        for rows, options in _SetLogps.pieces(logits, which, outside):
+            result[rows] = options.softmax(-1).mul_(-gradient[rows, None]).to(result.dtype)
         for rows, tokens in ctx.codes:
-            result[rows] = 0
-            share = (logits[rows[:, None], tokens.clamp(min=0)].float() - normaliser[rows, None]).exp_()
-            share = share.masked_fill_(tokens < 0, 0.0).mul_(-gradient[rows, None]).to(result.dtype)
-            result[rows] = result[rows].scatter_add_(1, tokens.clamp(min=0), share)
+            share = _SetLogps.few(logits, rows, tokens).softmax(-1).mul_(-gradient[rows, None])
+            result[rows] = torch.zeros_like(result[rows]).scatter_add_(1, tokens.clamp(min=0), share.to(result.dtype))
         result.scatter_add_(1, chosen[:, None], gradient[:, None].to(result.dtype))
         return result, None, None, None, None
 
     @staticmethod
-    def pieces(which: Int[Tensor, "M"], logits: Float[Tensor, "M V"]) -> Sequence[Int[Tensor, "c"]]:
-        """Rows whose set is one of `outside`, a few at a time."""
+    def pieces(
+        logits: Float[Tensor, "M V"], which: Int[Tensor, "M"], outside: Bool[Tensor, "S V"]
+    ) -> Iterator[tuple[Int[Tensor, "c"], Float[Tensor, "c V"]]]:
+        """Rows that share a set of tokens, a few at a time, and their logits, -inf for what does not compete."""
         elements = 2**18 if logits.device.type == "cpu" else 2**26
-        return (which >= 0).nonzero()[:, 0].split(max(1, elements // logits.shape[1]))
+        for number, excluded in enumerate(outside):
+            for rows in (which == number).nonzero()[:, 0].split(max(1, elements // logits.shape[1])):
+                if len(rows):
+                    yield rows, logits[rows].float().masked_fill_(excluded, NEVER)
 
     @staticmethod
-    def options(
-        logits: Float[Tensor, "M V"], rows: Int[Tensor, "c"], which: Int[Tensor, "M"], outside: Bool[Tensor, "S V"]
-    ) -> Float[Tensor, "c V"]:
-        return logits[rows].float().masked_fill_(outside[which[rows]], NEVER)
+    def few(logits: Float[Tensor, "M V"], rows: Int[Tensor, "m"], tokens: Int[Tensor, "m C"]) -> Float[Tensor, "m C"]:
+        return logits[rows[:, None], tokens.clamp(min=0)].float().masked_fill_(tokens < 0, NEVER)
 
 
 def forced_tokens(completion_ids: Int[Tensor, "B T"], layout: ReasoningLayout, trie: SidTrie) -> Bool[Tensor, "B T"]:

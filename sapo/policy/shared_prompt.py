@@ -90,10 +90,10 @@ class PackedGroups:
         completion_ids: Int[Tensor, "R T"],
         completion_mask: Bool[Tensor, "R T"],
     ):
-        self.prompts = _Rows(prompt_mask)
-        self.completions = _Rows(completion_mask)
+        read = completion_mask[:, 1:]  # the last token of a completion predicts nothing
+        self.prompts, self.completions = _Rows(prompt_mask), _Rows(read)
         self.group_size = len(completion_ids) // max(1, len(prompt_ids))
-        self.input_ids = torch.cat([prompt_ids[prompt_mask], completion_ids[completion_mask]])[None]
+        self.input_ids = torch.cat([prompt_ids[prompt_mask], completion_ids[:, :-1][read]])[None]
         before = self.prompts.lengths.repeat_interleave(self.group_size)
         self.position_ids = torch.cat([self.prompts.column, before[self.completions.row] + self.completions.column])[
             None
@@ -208,7 +208,9 @@ class PromptCache:
         self._most = int(counts.max())
         self._begin, self.lengths = self.lengths, self.lengths + counts
         self._reach = int(self.lengths.max())
-        self._masks: dict[int | None, Tensor] = {}
+        self._regular = len(self._row) == len(counts) * self._most  # as many tokens of every row
+        self._in_step = self._regular and self._most == 1 and int(self.lengths.min()) == self._reach
+        self._masks: dict[int | None, Tensor | None] = {}
         positions = self.prompt_lengths.repeat_interleave(self.group_size)[self._row] + self._slot
         last = counts.cumsum(0) - 1
         return self._forward(ids[self._row, self._slot], positions, last if rows is None else last[rows])
@@ -218,10 +220,9 @@ class PromptCache:
         width = rows.shape[1]
         self.lengths = self.lengths.view(-1, self.group_size).gather(1, rows).flatten()
         index = rows[:, None, :, None, None]
-        self._own = {
-            layer: tuple(x.gather(2, index.expand(-1, x.shape[1], -1, *x.shape[3:])) for x in states)
-            for layer, states in self._own.items()
-        }
+        for layer, states in self._own.items():
+            keys, values = (x.gather(2, index.expand(-1, x.shape[1], -1, *x.shape[3:])) for x in states)
+            self._own[layer] = keys, values
         self.group_size = width
 
     def extend_prompts(self, logits: Float[Tensor, "R V"]) -> None:
@@ -264,27 +265,35 @@ class PromptCache:
         if layer not in self._own:
             shape = (prompts, heads, group, self.longest)
             self._own[layer] = (key.new_zeros(*shape, size), value.new_zeros(*shape, shared_values.shape[-1]))
-        prompt, member = self._row // group, self._row % group
         for states, written in zip(self._own[layer], (key, value), strict=True):
-            states[prompt, :, member, self._slot] = written
+            if self._in_step:
+                states[:, :, :, reach - 1] = written.view(prompts, group, heads, -1).transpose(1, 2)
+            else:
+                states[self._row // group, :, self._row % group, self._slot] = written
         own_keys, own_values = (states[:, :, :, :reach] for states in self._own[layer])
 
         # queries as (prompts, key heads, G, query heads of a key head x tokens of a row, D)
-        place = self._row * most + self._offset
-        grid = query.new_zeros(prompts * group * most, *query.shape[1:]).index_copy_(0, place, query * scaling)
+        grid = query * scaling
+        if not self._regular:
+            place = self._row * most + self._offset
+            grid = grid.new_zeros(prompts * group * most, *grid.shape[1:]).index_copy_(0, place, grid)
         repeats = query.shape[1] // heads
         grid = grid.view(prompts, group, most, heads, repeats, size).permute(0, 3, 1, 4, 2, 5)
         grid = grid.reshape(prompts, heads, group, repeats * most, size)
         scores = query.new_empty(prompts, heads, group, repeats * most, width + reach)
         scores[..., :width] = (grid.flatten(2, 3) @ shared_keys.mT).view(*grid.shape[:-1], width)
         scores[..., width:] = grid @ own_keys.mT
-        by_head = scores.view(prompts, heads, group, repeats, most, width + reach)
-        by_head.masked_fill_(self._forbidden(width, reach, window), float("-inf"))
+        if window not in self._masks:
+            self._masks[window] = self._forbidden(width, reach, window)
+        if (forbidden := self._masks[window]) is not None:
+            by_head = scores.view(prompts, heads, group, repeats, most, width + reach)
+            by_head.masked_fill_(forbidden, float("-inf"))
         weights = scores.softmax(-1, dtype=torch.float32).to(value.dtype)
         output = (weights[..., :width].flatten(2, 3) @ shared_values).view(*grid.shape[:-1], -1)
         output += weights[..., width:] @ own_values
         output = output.view(prompts, heads, group, repeats, most, -1).permute(0, 2, 4, 1, 3, 5)
-        return output.reshape(prompts * group * most, query.shape[1], -1).index_select(0, place)[None]
+        output = output.reshape(prompts * group * most, query.shape[1], -1)
+        return (output if self._regular else output.index_select(0, place))[None]
 
     def _attend_in_prompts(
         self, module: Any, stream: list[Tensor], scaling: float, window: int | None
@@ -296,19 +305,19 @@ class PromptCache:
         mask = self.prompts.window_mask(window)
         return self.prompts.unpad(sdpa_attention_forward(module, query, key, value, mask, scaling=scaling)[0])[None]
 
-    def _forbidden(self, width: int, reach: int, window: int | None) -> Bool[Tensor, "B 1 G 1 q W"]:
+    def _forbidden(self, width: int, reach: int, window: int | None) -> Bool[Tensor, "B 1 G 1 q W"] | None:
         """Keys that the tokens read now may not attend to: padding, what comes later, what left the window."""
-        if window not in self._masks:
-            before = self.prompt_lengths.view(-1, 1, 1, 1)
-            device = before.device
-            slot = self._begin.view(-1, self.group_size, 1, 1) + torch.arange(self._most, device=device)[:, None]
-            shared, own = torch.arange(width, device=device), torch.arange(reach, device=device)
-            outside = [(shared >= before).expand(*slot.shape[:3], width), own > slot]
-            if window is not None:
-                outside[0] = outside[0] | (before + slot - shared >= window)
-                outside[1] = outside[1] | (slot - own >= window)
-            self._masks[window] = torch.cat(outside, -1)[:, None, :, None]
-        return self._masks[window]
+        before = self.prompt_lengths.view(-1, 1, 1, 1)
+        if self._in_step and window is None and int(before.min()) == width:
+            return None
+        device = before.device
+        slot = self._begin.view(-1, self.group_size, 1, 1) + torch.arange(self._most, device=device)[:, None]
+        shared, own = torch.arange(width, device=device), torch.arange(reach, device=device)
+        outside = [(shared >= before).expand(*slot.shape[:3], width), own > slot]
+        if window is not None:
+            outside[0] = outside[0] | (before + slot - shared >= window)
+            outside[1] = outside[1] | (slot - own >= window)
+        return torch.cat(outside, -1)[:, None, :, None]
 
 
 class _Rows:
