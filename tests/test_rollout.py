@@ -258,3 +258,45 @@ def test_beam_rollouts_are_one_thought_and_its_likeliest_items():
         assert torch.equal(out.sampled[at], rivals)
     with pytest.raises(InputError, match="group of 99 beams"):
         beam_rollouts(model, prompt, mask, layout, trie, 99, generator=generator, **options)
+
+
+@pytest.mark.parametrize("sid_logps", ["trie", "full"])
+@pytest.mark.parametrize("min_words", [0, 2])
+def test_gradients_of_log_probabilities_are_those_of_masked_softmaxes(sid_logps, min_words):
+    """Against autograd through each token's own masked softmax; places that are left out get 0 and no gradient."""
+    _, layout, trie, model, vocab = make_world(6)
+    prompt, mask, out = sample(model, layout, trie, vocab, min_block_tokens=min_words, block_budget=5)
+    ids, at = out.completion_ids, out.sampled.clone()
+    at[0] = False  # a completion that nothing is asked of
+    logits = forward_logits(model, prompt, mask, out, 5).detach()[at]
+    options = {"pad_id": PAD, "eos_ids": [EOS], "min_block_tokens": min_words, "sid_logps": sid_logps}
+    weights = torch.randn(int(at.sum()), generator=torch.Generator().manual_seed(0))
+
+    mine = logits.clone().requires_grad_()
+    values = completion_logps(mine * 1.0, ids, at, layout, trie, **options)
+    assert not values[~at].any()
+    loss = (values[at] * weights).sum()
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()  # the gradient has taken the place of the logits
+
+    theirs = logits.clone().requires_grad_()
+    reading, expected = layout.read(ids), []
+    words = torch.ones(vocab, dtype=torch.bool)
+    words[[PAD, EOS, OPEN, *layout.sid_ids.tolist()]] = False
+    for number, (row, column) in enumerate(at.nonzero().tolist()):
+        allowed = torch.ones(vocab, dtype=torch.bool)
+        if sid_logps == "trie" and reading.in_block[row, column]:
+            allowed = words.clone()
+            opened = max(c for c in range(column) if reading.is_open[row, c])
+            allowed[CLOSE] = column - opened - 1 >= min_words
+        elif sid_logps == "trie":
+            level = int(reading.sid_index[row, column])
+            allowed = torch.zeros(vocab, dtype=torch.bool)
+            codes = trie.allowed(out.sids[row : row + 1, :level])[0]
+            allowed[layout.sid_token_ids[level][codes]] = True
+        expected.append(theirs[number].masked_fill(~allowed, float("-inf")).log_softmax(0)[ids[row, column]])
+    expected = torch.stack(expected)
+    torch.testing.assert_close(values[at], expected, atol=1e-5, rtol=1e-5)
+    (expected * weights).sum().backward()
+    torch.testing.assert_close(mine.grad, theirs.grad, atol=1e-5, rtol=1e-5)

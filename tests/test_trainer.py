@@ -16,6 +16,7 @@ from sapo.credit.objectives import OBJECTIVES
 from sapo.credit.rewards import ranking_reward
 from sapo.errors import InputError
 from sapo.policy.beam_search import constrained_beam_search
+from sapo.policy.rollout import forced_tokens
 from sapo.semantic_ids.trie import SidTrie
 from sapo.training.trainer import SAPOConfig, SAPOTrainer, _weight_moved
 
@@ -289,6 +290,48 @@ def test_logged_step_metrics_are_those_of_the_batch(folder, tmp_path, tokenizer)
         for k in range(2):
             assert len(advantages[row][steps[row] == k].unique()) == 1
     assert (advantages[steps < 0] == 0).all()
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_sharing_prompts_changes_no_update(checkpointing, folder, tmp_path, tokenizer):
+    """Ragged prompts and completions, several groups a micro-batch, accumulation, two iterations, KL: same weights."""
+    common = {
+        "gradient_accumulation_steps": 2,
+        "num_iterations": 2,
+        "beta": 0.04,
+        "gradient_checkpointing": checkpointing,
+        "rollout_func": fixed_rollouts,
+        "optim": "sgd",
+        "learning_rate": 0.3,
+    }
+    shared, repeated = (
+        train(folder, tmp_path, tokenizer, share_prompts=share, **common)[:2] for share in (True, False)
+    )
+    assert shared[0] == pytest.approx(repeated[0], abs=1e-6)
+    assert max(map(abs, repeated[0])) > 1e-3
+    torch.testing.assert_close(shared[1], repeated[1], atol=1e-6, rtol=0)
+    start = torch.cat([value.flatten() for value in load(folder).parameters()])
+    assert (shared[1] - start).abs().max() > 1e-3
+
+
+def test_a_group_torn_between_processes_shares_nothing(folder, tmp_path, tokenizer):
+    """Rows of other prompts within a group's place: each is read with its own prompt, and the numbers are the same."""
+    trainer = ours(folder, tmp_path, tokenizer)
+    generator = torch.Generator().manual_seed(0)
+    prompts = torch.randint(4, VOCAB, (8, 3), generator=generator)
+    completion = torch.randint(4, VOCAB, (8, 5), generator=generator)
+    ids, mask = torch.cat([prompts, completion], 1), torch.ones(8, 8, dtype=torch.long)
+    mask[:, 0] = torch.tensor([0, 1] * 4)
+    assert trainer._group_size(ids[:, :3], mask[:, :3]) == 1
+    same = ids[[0] * 4 + [4] * 4, :3]
+    assert trainer._group_size(same, torch.ones_like(same)) == 4
+    with torch.no_grad():
+        logps = trainer._get_per_token_logps_and_entropies(trainer.model, ids, mask, 5)[0]
+        trainer.args.share_prompts = False
+        expected = trainer._get_per_token_logps_and_entropies(trainer.model, ids, mask, 5)[0]
+    free = ~forced_tokens(completion, LAYOUT, trainer.trie)
+    torch.testing.assert_close(logps[free], expected[free], atol=1e-5, rtol=0)
+    assert free.float().mean() > 0.5
 
 
 def test_micro_batches_hold_whole_groups(folder, tmp_path, tokenizer):

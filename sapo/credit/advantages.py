@@ -89,4 +89,5 @@ def suffix_sum(values: Float[Tensor, "B K"]) -> Float[Tensor, "B K"]:
 
 def to_tokens(step_values: Float[Tensor, "B K"], token_steps: Int[Tensor, "B T"]) -> Float[Tensor, "B T"]:
     """Give every token the value of its step; 0 where `token_steps` is -1."""
-    return step_values.gather(1, token_steps.clamp(min=0)).masked_fill(token_steps < 0, 0.0)
+    # a column of zeros before the first step answers to -1
+    return torch.nn.functional.pad(step_values, (1, 0)).gather(1, token_steps + 1)

@@ -315,8 +315,9 @@ def completion_logps(
     """Log-probabilities of given completions under the sets that the decoder allowed.
 
     `logits` are those that predict each of the M tokens `at` some places, row by row, divided by the temperature; the
-    backward pass overwrites them. Other places get 0. A token that its set does not hold, as other engines may emit, is scored by the full softmax. Forced
-    closings cannot be told from chosen ones by the ids; the caller's mask of sampled tokens leaves them out.
+    backward pass overwrites them. Other places get 0. A token that its set does not hold, as other engines may emit, is
+    scored by the full softmax. Forced closings cannot be told from chosen ones by the ids; the caller's mask of sampled
+    tokens leaves them out.
     """
     vocabulary = logits.shape[-1]
     # which tokens compete: 0 all, 1 a block's, 2 a block's while it may not end yet, -1 the codes after a prefix

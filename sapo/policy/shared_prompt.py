@@ -123,23 +123,23 @@ class PackedGroups:
 
         if window not in self._masks:
             self._masks[window] = self._mask(window)
-        mask = self._masks[window]
         stream = [states[0].transpose(0, 1) for states in (query, key, value)]
         count = len(self.prompts.row)
         prompt = [self.prompts.pad(states[:count]) for states in stream]
-        own = [self.completions.pad(states[count:]) for states in stream]
-        # to `sdpa`, the keys of a completion are those of its prompt and its own
-        keys, values = (
-            torch.cat([shared[:, None].expand(-1, self.group_size, -1, -1, -1).flatten(0, 1), states], 2)
-            for shared, states in zip(prompt[1:], own[1:], strict=True)
-        )
-        outputs = [
-            sdpa_attention_forward(module, *prompt, self.prompts.window_mask(window), dropout=dropout, scaling=scaling)[
-                0
-            ],
-            sdpa_attention_forward(module, own[0], keys, values, mask, dropout=dropout, scaling=scaling)[0],
-        ]
-        return torch.cat([self.prompts.unpad(outputs[0]), self.completions.unpad(outputs[1])])[None]
+        causal = self.prompts.window_mask(window)
+        output = sdpa_attention_forward(module, *prompt, causal, dropout=dropout, scaling=scaling)[0]
+        outputs = [self.prompts.unpad(output)]
+        if self.completions.width:
+            own = [self.completions.pad(states[count:]) for states in stream]
+            # to `sdpa`, the keys of a completion are those of its prompt and its own
+            keys, values = (
+                torch.cat([shared[:, None].expand(-1, self.group_size, -1, -1, -1).flatten(0, 1), states], 2)
+                for shared, states in zip(prompt[1:], own[1:], strict=True)
+            )
+            mask = self._masks[window]
+            output = sdpa_attention_forward(module, own[0], keys, values, mask, dropout=dropout, scaling=scaling)[0]
+            outputs.append(self.completions.unpad(output))
+        return torch.cat(outputs)[None]
 
     def _mask(self, window: int | None) -> Bool[Tensor, "R 1 T W"]:
         """What completion tokens may attend to: W = P + T keys, of the prompt and of the completion."""

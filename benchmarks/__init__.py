@@ -1,0 +1,1 @@
+"""What the library costs, against what a user would run instead: `make bench`."""

@@ -1,0 +1,192 @@
+"""`make bench`: a table of ratios, and how cost grows.
+
+Each row alternates ours and theirs in one process and takes medians; results are compared in the same run, and a row
+whose results differ makes the command fail.
+"""
+
+import json
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import pandas as pd
+import torch
+import transformers
+import trl
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import growth
+from benchmarks.ratios import (
+    Case,
+    advantages_case,
+    beam_case,
+    rollout_case,
+    training_case,
+    trie_allowed_case,
+    trie_build_case,
+    update_case,
+)
+from benchmarks.world import LARGE, SMALL, Sizes, World, peak_bytes
+from sapo.files import write_atomically
+
+HERE = Path(__file__).resolve().parent
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Measure speed and memory against what a user would run instead."""
+
+    out: Path = HERE / "out"
+    """Folder of bench.json and timing.csv."""
+    rounds: int = 5
+    """Calls of each side; the median counts."""
+    size: Literal["small", "large"] = "small"
+    """"small" is a laptop's; "large" is a random model as large as Qwen3-0.6B, for a GPU."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where it runs."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the model. Results are compared in float32 only: bfloat16 rounds each side in its own way."""
+    growth: bool = True
+    """Measure how cost grows, too."""
+    record: Path | None = None
+    """Also write timing.csv into this folder (`paper_figures/data` is the committed record)."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """A row of bench.json."""
+
+    what: str
+    against: str
+    ratio: float
+    ours_seconds: float
+    theirs_seconds: float
+    equal: bool | None
+
+
+def cases(world: World, parent: Path) -> Iterator[Callable[[], Case]]:
+    """The rows, made one by one, so that one's memory is free before the next."""
+    yield lambda: training_case(world, parent)
+    yield lambda: update_case(world)
+    yield lambda: rollout_case(world)
+    yield lambda: beam_case(world, 10)
+    yield lambda: beam_case(world, 50)
+    yield lambda: advantages_case(world)
+    yield lambda: trie_build_case(world)
+    yield lambda: trie_allowed_case(world)
+
+
+def run(case: Case, world: World, rounds: int) -> tuple[Result, int | None, int | None]:
+    """Compare, then time in turns; and the peak memory of each side, where tensors make it."""
+
+    def seconds(call: Callable[[], object]) -> float:
+        world.synchronize()
+        start = time.perf_counter()
+        result = call()
+        world.synchronize()
+        return time.perf_counter() - start if case.seconds is None else case.seconds(result)
+
+    equal = case.equal() if world.dtype == torch.float32 else None
+    memory: list[int | None] = [None, None]
+    if case.tensors:
+        memory = [peak_bytes(world, call) for call in (case.ours, case.theirs)]
+    else:
+        case.ours()
+        case.theirs()
+    ours, theirs = zip(*((seconds(case.ours), seconds(case.theirs)) for _ in range(rounds)), strict=True)
+    mine, other = statistics.median(ours), statistics.median(theirs)
+    return Result(case.what, case.against, other / mine, mine, other, equal), memory[0], memory[1]
+
+
+def show(results: list[tuple[Result, int | None, int | None]]) -> Table:
+    """For people."""
+    table = Table(title="ours against what a user would run instead")
+    for name in ("what", "against"):
+        table.add_column(name)
+    for name in ("ratio", "ours, s", "theirs, s", "ours, MB", "theirs, MB", "equal"):
+        table.add_column(name, justify="right")
+    for result, mine, other in results:
+        table.add_row(
+            result.what,
+            result.against,
+            f"{result.ratio:.1f} x",
+            f"{result.ours_seconds:.4f}",
+            f"{result.theirs_seconds:.4f}",
+            *("–" if held is None else f"{held / 1e6:.0f}" for held in (mine, other)),
+            {True: "yes", False: "NO", None: "–"}[result.equal],
+        )
+    return table
+
+
+def timing_rows(
+    results: list[tuple[Result, int | None, int | None]], grown: list[growth.Row], bench: Bench
+) -> pd.DataFrame:
+    """Everything measured, with where it was measured."""
+    rows: list[growth.Row] = []
+    for result, *memory in results:
+        sides = (("ours", result.ours_seconds), (result.against, result.theirs_seconds))
+        rows += [
+            {"axis": "ratio", "what": result.what, "who": who, "seconds": seconds, "peak_bytes": peak}
+            | {"rounds": bench.rounds}
+            for (who, seconds), peak in zip(sides, memory, strict=True)
+        ]
+    columns = ["axis", "value", "what", "who", "seconds", "low", "high", "peak_bytes", "rounds"]
+    table = pd.DataFrame(rows + grown, columns=columns)
+    gpu = bench.device == "cuda"
+    machine = torch.cuda.get_device_name() if gpu else f"{processor()}, {torch.get_num_threads()} threads"
+    versions = f"torch {torch.__version__}, transformers {transformers.__version__}, trl {trl.__version__}"
+    return table.assign(size=bench.size, dtype=bench.dtype, machine=machine, versions=versions)
+
+
+def processor() -> str:
+    """What the CPU calls itself."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return "CPU"
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "CPU")
+
+
+def main(bench: Bench, sizes: Sizes | None = None, quick: bool = False) -> int:
+    """Run everything; returns the exit status."""
+    world = World(sizes or (LARGE if bench.size == "large" else SMALL), bench.device, getattr(torch, bench.dtype))
+    console, results, start = Console(), [], time.perf_counter()
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    with tempfile.TemporaryDirectory(prefix="sapo-bench-") as folder:
+        for make in cases(world, Path(folder)):
+            results.append(run(make(), world, bench.rounds))
+            console.print(f"[{time.perf_counter() - start:4.0f} s] {results[-1][0].what}: {results[-1][0].ratio:.1f} x")
+        grown = []
+        for row in growth.all_growth(world, Path(folder), quick) if bench.growth else ():
+            grown.append(row)
+            console.print(
+                f"[{time.perf_counter() - start:4.0f} s] {row['axis']} {row['value']}, {row['what']}, {row['who']}: "
+                f"{row['seconds']:.4f} s"
+            )
+    console.print(show(results))
+    bench.out.mkdir(parents=True, exist_ok=True)
+    with write_atomically(bench.out / "bench.json") as temporary:
+        temporary.write_text(json.dumps([asdict(result) for result, *_ in results], indent=1) + "\n")
+    table = timing_rows(results, grown, bench)
+    for out in filter(None, (bench.out, bench.record)):
+        with write_atomically(out / "timing.csv") as temporary:
+            table.to_csv(temporary, index=False, float_format="%.6g")
+    console.print(f"{time.perf_counter() - start:.0f} s; {bench.out}/bench.json and timing.csv")
+    different = [result.what for result, *_ in results if result.equal is False]
+    if different:
+        console.print(f"[bold]results differ: {', '.join(different)}")
+    return int(bool(different))
+
+
+if __name__ == "__main__":
+    sys.exit(main(tyro.cli(Bench)))

@@ -1,0 +1,148 @@
+"""How cost grows: with completions a prompt, prompt length, blocks, beams and items, in seconds and in memory."""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.ratios import Case, Steps, Trainers, beam_case, dict_of_sets, rollout_case, sample, update_case
+from benchmarks.world import World, peak_bytes
+from sapo.semantic_ids.trie import SidTrie
+
+ROUNDS = 3
+Row = dict[str, Any]
+
+
+def measure(
+    world: World, calls: dict[str, Callable[[], Any]], rounds: int = ROUNDS, tensors: bool = True
+) -> Iterator[Row]:
+    """Time several ways to do one thing, in turns; where tensors make its memory, after a call that measures it."""
+    seconds: dict[str, list[float]] = {who: [] for who in calls}
+    memory = {who: peak_bytes(world, call) if tensors else None for who, call in calls.items()}
+    for _ in range(rounds):
+        for who, call in calls.items():
+            world.synchronize()
+            start = time.perf_counter()
+            call()
+            world.synchronize()
+            seconds[who].append(time.perf_counter() - start)
+    for who, values in seconds.items():
+        yield row(who, values, memory[who])
+
+
+def row(who: str, values: list[float], memory: int | None) -> Row:
+    """Median and range of some seconds."""
+    return {
+        "who": who,
+        "seconds": statistics.median(values),
+        "low": min(values),
+        "high": max(values),
+        "peak_bytes": memory,
+        "rounds": len(values),
+    }
+
+
+def both(case: Case) -> dict[str, Callable[[], Any]]:
+    return {"ours": case.ours, case.against: case.theirs}
+
+
+def with_group_size(world: World, values: tuple[int, ...]) -> Iterator[Row]:
+    for value in values:
+        grown = replace_sizes(world, group_size=value)
+        for case in (update_case(grown), rollout_case(grown)):
+            yield from labelled("completions a prompt", value, case.what, measure(grown, both(case)))
+
+
+def with_prompt(world: World, values: tuple[int, ...]) -> Iterator[Row]:
+    for value in values:
+        grown = replace_sizes(world, prompt_tokens=value)
+        for case in (update_case(grown), rollout_case(grown)):
+            yield from labelled("prompt tokens", value, case.what, measure(grown, both(case)))
+
+
+def with_steps(world: World, values: tuple[int, ...], words: int = 4) -> Iterator[Row]:
+    """K blocks of `words` words and K levels: completions grow with K too."""
+    for value in values:
+        grown = replace_sizes(world, steps=value, new_tokens=value * words, codes=64, levels=value)
+        case = update_case(grown)
+        yield from labelled("steps K", value, case.what, measure(grown, both(case)))
+        rollouts = {"ours": lambda grown=grown, value=value: sample(grown, value)}
+        yield from labelled("steps K", value, "sampling rollouts", measure(grown, rollouts))
+
+
+def with_beams(world: World, values: tuple[int, ...], longest: int = 50) -> Iterator[Row]:
+    """transformers' search only up to `longest` beams: it takes its time."""
+    for value in values:
+        case = beam_case(world, value)
+        calls = both(case) if value <= longest else {"ours": case.ours}
+        yield from labelled("beams", value, "beam search", measure(world, calls))
+
+
+def with_items(world: World, values: tuple[int, ...], longest: int = 1_000_000) -> Iterator[Row]:
+    """The trie of four levels, and 10 beams over it; a dict of sets only up to `longest` items."""
+    for value in values:
+        grown = replace_sizes(world, items=value, levels=3)
+        case = beam_case(grown, 10, batch=16)
+        yield from labelled("items", value, "beam search", measure(grown, {"ours": case.ours}))
+        sids, sizes = world.sids(value, 4), (world.sizes.codes,) * 4
+        calls: dict[str, Callable[[], Any]] = {"ours": lambda sids=sids, sizes=sizes: SidTrie(sids, sizes)}
+        if value <= longest:
+            calls["dict of sets"] = lambda sids=sids: dict_of_sets(sids)
+        trie = SidTrie(sids, sizes)
+        for of in labelled("items", value, "trie build", measure(world, calls, tensors=False)):
+            # what stays is what counts here, and Python's own objects are no tensors
+            yield of | {"peak_bytes": trie.num_bytes if of["who"] == "ours" else None}
+        trie = trie.to(world.device)
+        asked = sids[:10_000, :-1].contiguous().to(world.device)
+        allowed = {"ours": lambda trie=trie, asked=asked: trie.allowed(asked)}
+        yield from labelled("items", value, "trie allowed", measure(world, allowed, tensors=False))
+
+
+def whole_steps(world: World, parent: Path, rounds: int = 5) -> Iterator[Row]:
+    """Seconds of one update, rollouts included: SAPO against GRPO in the same set-up, shared prompts or not."""
+    grown = replace_sizes(world, steps=3)
+    trainers, sizes = Trainers(grown, parent), grown.sizes
+    targets = sample(grown, sizes.steps).sids[:: sizes.group_size].cpu()
+    new_tokens = sizes.new_tokens + 3 * sizes.steps
+    steps = {
+        "sapo": Steps(grown, trainers.ours("sapo", targets)),
+        "grpo": Steps(grown, trainers.ours("grpo", targets)),
+        "sapo, prompts repeated": Steps(grown, trainers.ours("sapo", targets, share_prompts=False)),
+        "grpo, stock TRL": Steps(grown, trainers.theirs(targets, new_tokens=new_tokens)),
+    }
+    memory = {who: peak_bytes(grown, step.run) for who, step in steps.items()}
+    seconds: dict[str, list[float]] = {who: [] for who in steps}
+    for _ in range(rounds):
+        for who, step in steps.items():
+            seconds[who].append(step.run())
+    for who, values in seconds.items():
+        yield from labelled("step", new_tokens, "training step", [row(who, values, memory[who])])
+
+
+def labelled(axis: str, value: int, what: str, rows: Any) -> Iterator[Row]:
+    for of in rows:
+        yield {"axis": axis, "value": value, "what": what} | of
+
+
+def replace_sizes(world: World, **sizes: Any) -> World:
+    """The same model, asked something larger."""
+    grown = World(replace(world.sizes, **sizes), world.device, world.dtype)
+    grown.__dict__["model"] = world.model
+    return grown
+
+
+def all_growth(world: World, parent: Path, quick: bool = False) -> Iterator[Row]:
+    """Everything, on a fourth of the prompts; `quick` looks at two points of each."""
+    few = replace_sizes(world, prompts=max(2, world.sizes.prompts // 4))
+    yield from whole_steps(world, parent)
+    torch.manual_seed(0)
+    some = slice(0, 2) if quick else slice(None)
+    yield from with_group_size(few, (4, 8, 16, 32, 64)[some])
+    yield from with_prompt(few, (32, 64, 128, 256, 512)[some])
+    yield from with_steps(few, (2, 3, 4, 6, 8)[some])
+    yield from with_beams(world, (1, 5, 10, 20, 50, 100)[some])
+    yield from with_items(world, (1_000, 10_000, 100_000, 1_000_000, 10_000_000)[some])
