@@ -95,15 +95,17 @@ def _search(
     for level, token_ids in enumerate(ids.to(device) for ids in sid_token_ids):
         exists = scores > float("-inf")
         codes, children = trie.children(nodes[exists], level)
-        # only children compete, so a step looks at as many columns as a node has children, not codes
-        options = logits.gather(1, token_ids[codes.clamp(min=0)]).float().masked_fill(codes < 0, float("-inf"))
-        normaliser = (options if normalize == "trie" else logits.float()).logsumexp(-1, keepdim=True)
-        if normaliser.isnan().any():
+        # only children can follow, so a step looks at as many columns as a node has children, not codes
+        there, following = codes >= 0, token_ids[codes.clamp(min=0)]
+        if normalize == "full":
+            logps = logits.float().log_softmax(-1).gather(1, following).masked_fill(~there, float("-inf"))
+        else:
+            logps = logits.gather(1, following).float().masked_fill(~there, float("-inf")).log_softmax(-1)
+        if logps.isnan().any():
             raise FloatingPointError(BROKEN_WEIGHTS)
-        options = scores[exists][:, None] + options - normaliser
         width, fan = scores.shape[1], codes.shape[1]
         candidates = scores.new_full((batch, width, fan), float("-inf"))
-        candidates[exists] = options
+        candidates[exists] = scores[exists][:, None] + logps
         scores, best = candidates.flatten(1).topk(min(num_beams, width * fan), dim=1)
         parent, child = best // fan, best % fan
         row = (exists.flatten().cumsum(0) - 1).view(exists.shape).gather(1, parent).clamp(min=0)

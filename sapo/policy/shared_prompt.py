@@ -179,9 +179,9 @@ class PromptCache:
         self.group_size = 0  # while prompts are read
         self._shared: dict[int, tuple[Tensor, Tensor]] = {}  # by layer: keys and values, (B, heads, P, D)
         self._own: dict[int, tuple[Tensor, Tensor]] = {}  # by layer: (B, heads, G, T, D)
-        self.logits = self._forward(
-            input_ids[attention_mask.bool()], self.prompts.column, self.prompts.lengths.cumsum(0) - 1
-        )
+        self._last_layer = model.config.get_text_config().num_hidden_layers - 1
+        self._ends = self.prompts.lengths.cumsum(0) - 1
+        self.logits = self._forward(input_ids[attention_mask.bool()], self.prompts.column, self._ends)
         """Of the token after each prompt, (B, V)."""
 
     def start(self, group_size: int, longest: int) -> None:
@@ -302,8 +302,17 @@ class PromptCache:
 
         query, key, value = (self.prompts.pad(states) for states in stream)
         self._shared[module.layer_idx] = (key, value)
-        mask = self.prompts.window_mask(window)
-        return self.prompts.unpad(sdpa_attention_forward(module, query, key, value, mask, scaling=scaling)[0])[None]
+        if module.layer_idx < self._last_layer:
+            mask = self.prompts.window_mask(window)
+            output = sdpa_attention_forward(module, query, key, value, mask, scaling=scaling)[0]
+            return self.prompts.unpad(output)[None]
+        # of the last layer only the last tokens are asked for
+        lengths, column = self.prompts.lengths[:, None], torch.arange(key.shape[2], device=key.device)
+        mask = column < lengths if window is None else (column < lengths) & (lengths - 1 - column < window)
+        query = stream[0][self._ends][:, :, None]
+        output = sdpa_attention_forward(module, query, key, value, mask[:, None, None], scaling=scaling)[0]
+        everyone = output.new_zeros(len(stream[0]), *output.shape[2:])
+        return everyone.index_copy_(0, self._ends, output[:, 0])[None]
 
     def _forbidden(self, width: int, reach: int, window: int | None) -> Bool[Tensor, "B 1 G 1 q W"] | None:
         """Keys that the tokens read now may not attend to: padding, what comes later, what left the window."""
