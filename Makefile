@@ -10,7 +10,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce test lint notebooks clean
+.PHONY: help reproduce test bench lint notebooks clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,6 +23,9 @@ reproduce: $(INSTALLED) ## train, evaluate, draw: everything into OUT= (DATA=fol
 test: $(INSTALLED) ## all tests, with the coverage of sapo/ (PYTEST_WORKERS=2)
 	SAPO_FAST=1 OMP_NUM_THREADS=1 MPLBACKEND=Agg HF_HUB_OFFLINE=1 \
 		$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist worksteal --cov=sapo --cov-report=term
+
+bench: $(INSTALLED) ## speed and memory against what one would run instead: benchmarks/out/bench.json
+	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks
 
 lint: $(INSTALLED) ## ruff check, ruff format, mypy
 	$(BIN)/ruff check .

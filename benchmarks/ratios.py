@@ -13,7 +13,13 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch import Tensor
-from transformers import AutoModelForCausalLM, GenerationConfig, PrinterCallback, TrainerCallback
+from transformers import (
+    AutoModelForCausalLM,
+    GenerationConfig,
+    PrefixConstrainedLogitsProcessor,
+    PrinterCallback,
+    TrainerCallback,
+)
 from transformers.trainer_callback import TrainerControl, TrainerState
 from trl import GRPOConfig, GRPOTrainer
 
@@ -247,20 +253,19 @@ def trie_build_case(world: World, items: int = 1_000_000, levels: int = 4) -> Ca
 
 
 def trie_allowed_case(world: World, items: int = 1_000_000, levels: int = 4, prefixes: int = 10_000) -> Case:
-    """A mask of the allowed codes for each prefix, as a logits processor needs it, one callback a row."""
+    """Which codes may follow each prefix: one gather, against a dict behind the callback that transformers asks row by
+    row. Codes stand for tokens, so that the mask has no more columns than ours."""
     sids, sizes = world.sids(items, levels), (world.sizes.codes,) * levels
     trie, children = SidTrie(sids, sizes).to(world.device), dict_of_sets(sids)
     asked = sids[:prefixes, :-1].contiguous()
-    on_device = asked.to(world.device)
+    on_device, scores = asked.to(world.device), torch.zeros(prefixes, sizes[-1])
+    constraint = PrefixConstrainedLogitsProcessor(lambda row, codes: list(children[tuple(codes.tolist())]), num_beams=1)
 
     def theirs() -> Tensor:
-        mask = torch.zeros(len(asked), sizes[-1], dtype=torch.bool)
-        for row, prefix in enumerate(asked):
-            mask[row, list(children[tuple(prefix.tolist())])] = True
-        return mask
+        return constraint(asked, scores)
 
     def equal() -> bool:
-        return torch.equal(trie.allowed(on_device).cpu(), theirs())
+        return torch.equal(trie.allowed(on_device).cpu(), theirs() == 0)
 
     what = f"trie allowed ({prefixes:,} prefixes of it)"
     return Case(what, "dict of sets", lambda: trie.allowed(on_device), theirs, equal, tensors=False)

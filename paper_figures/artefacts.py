@@ -85,6 +85,29 @@ def find_exact(out: Path, given: Path | None) -> tuple[Path, pd.DataFrame]:
     return path, rows.astype({"items": int, "group_size": int, "seed": int})
 
 
+def find_timing(out: Path, given: Path | None) -> tuple[Path, pd.DataFrame]:
+    """What `make bench` measured on one machine, and where it was found.
+
+    Raises:
+        InputError: no such file, a missing column, a value that is no number, no rows.
+    """
+    path = find_recorded(out, given, "timing.csv")
+    numbers = ["value", "seconds", "low", "high", "peak_bytes", "rounds"]
+    texts = ("axis", "what", "who", "size", "dtype", "machine", "versions")
+    rows = to_numbers(read_csv(path, (*texts, *numbers)), numbers, str(path))
+    if rows.empty:
+        raise InputError(f"{path}: no rows.")
+    return path, rows
+
+
+def where(rows: pd.DataFrame) -> str:
+    """The machine, precision and versions of timed rows, for a caption."""
+    return "; ".join(
+        f"{row.machine}, {row.dtype}, {row.versions}."
+        for row in rows[["machine", "dtype", "versions"]].drop_duplicates().itertuples()
+    )
+
+
 def read_worlds(
     path: Path, texts: tuple[str, ...], numbers: tuple[str, ...]
 ) -> Iterator[tuple[str, str, pd.DataFrame]]:

@@ -118,6 +118,16 @@ _STYLE: dict[Any, Any] = {
 }
 
 
+# Colour and marker of what is timed; no method has these colours.
+WORK: dict[str, tuple[str, str]] = {
+    "policy update": ("#1b3a4b", "o"),
+    "sampling rollouts": ("#a23e48", "s"),
+    "beam search": ("#3a7d44", "^"),
+    "trie build": ("#6c584c", "D"),
+    "trie allowed": ("#9a7aa0", "v"),
+}
+
+
 def figure_style() -> AbstractContextManager[None]:
     """`with figure_style(): ...` sets fonts, sizes and spines for print; a figure takes the style it is made in."""
     return mpl.rc_context(_STYLE)
@@ -500,6 +510,54 @@ def plot_winners(data: pd.DataFrame, ax: Axes | None = None) -> Axes:
     ax.set_xlabel("probability of an exact match")
     ax.set_ylabel("coupling")
     return ax
+
+
+def plot_growth(data: pd.DataFrame, ax: Axes | None = None, quantity: str = "seconds") -> Axes:
+    """How a cost grows: a line for each pair of `what` is done and `who` does it, on two logarithmic axes.
+
+    "ours" is solid, everything else dashed; a marker is a kind of work. Bars run from the fastest to the slowest call.
+
+    Args:
+        data: columns value, what, who, `quantity`; for seconds low and high too.
+        quantity: "seconds" or "peak_bytes", shown in MB.
+
+    Raises:
+        InputError: no rows; work that is not in `WORK`.
+    """
+    if data.empty:
+        raise InputError("no rows of how a cost grows.")
+    ax = _axes(ax)
+    unit = 1e6 if quantity == "peak_bytes" else 1.0
+    if unknown := set(data["what"]) - set(WORK):
+        raise InputError(f"unknown work {min(unknown)!r}; known are {', '.join(WORK)}.")
+    for (what, who), rows in data.sort_values("value").groupby(["what", "who"], sort=True):
+        height, mine, (color, marker) = rows[quantity] / unit, who == "ours", WORK[what]
+        ranges = [height - rows["low"], rows["high"] - height] if quantity == "seconds" else None
+        ax.errorbar(
+            rows["value"],
+            height,
+            yerr=ranges,
+            color=color,
+            marker=marker,
+            linestyle="-" if mine else "--",
+            markerfacecolor=color if mine else "white",
+            label=f"{what}, {who}",
+            markersize=3,
+            linewidth=1,
+            elinewidth=0.7,
+        )
+    ax.set(xscale="log", yscale="log", ylabel="memory of tensors, MB" if unit > 1 else "seconds")
+    values = sorted(data["value"].unique())
+    ax.set_xticks(values, [_short(value) for value in values])
+    ax.xaxis.set_minor_formatter(NullFormatter())
+    return ax
+
+
+def _short(value: float) -> str:
+    for size, name in ((1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:g}{name}"
+    return f"{value:g}"
 
 
 def _plot_shares(data: pd.DataFrame, column: str, names: list[str], colors: list, ax: Axes | None) -> Axes:

@@ -51,7 +51,8 @@ def share_prompts(model: "PreTrainedModel") -> None:
         )
     AttentionInterface.register(NAME, _attention)
     AttentionMaskInterface.register(NAME, sdpa_mask)
-    model.set_attn_implementation(NAME)
+    if model.config._attn_implementation != NAME:
+        model.set_attn_implementation(NAME)
 
 
 @contextmanager
@@ -59,12 +60,15 @@ def sharing_prompts(model: "PreTrainedModel") -> Iterator[None]:
     """`share_prompts` for a while, in evaluation mode."""
     before, was_training = model.config._attn_implementation, model.training
     share_prompts(model)
-    model.eval()
+    if was_training:
+        model.eval()
     try:
         yield
     finally:
-        model.train(was_training)
-        model.set_attn_implementation(before)
+        if was_training:
+            model.train()
+        if before != NAME:
+            model.set_attn_implementation(before)
 
 
 class PackedGroups:
@@ -72,7 +76,8 @@ class PackedGroups:
 
     Args:
         prompt_ids, prompt_mask: one row a prompt, padded on either side.
-        completion_ids, completion_mask: R rows, a prompt's G contiguous, padded on the right.
+        completion_ids, completion_mask: R rows, a prompt's G contiguous, padded on the right; None for prompts alone,
+            of which then only the padding is saved.
 
     Attributes:
         input_ids, position_ids: what the model reads.
@@ -87,9 +92,11 @@ class PackedGroups:
         self,
         prompt_ids: Int[Tensor, "B P"],
         prompt_mask: Bool[Tensor, "B P"],
-        completion_ids: Int[Tensor, "R T"],
-        completion_mask: Bool[Tensor, "R T"],
+        completion_ids: Int[Tensor, "R T"] | None = None,
+        completion_mask: Bool[Tensor, "R T"] | None = None,
     ):
+        if completion_ids is None or completion_mask is None:
+            completion_ids, completion_mask = prompt_ids[:0, :1], prompt_mask[:0, :1]
         read = completion_mask[:, 1:]  # the last token of a completion predicts nothing
         self.prompts, self.completions = _Rows(prompt_mask), _Rows(read)
         self.group_size = len(completion_ids) // max(1, len(prompt_ids))

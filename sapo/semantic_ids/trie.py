@@ -10,11 +10,9 @@ from torch import Tensor
 
 from sapo.errors import InputError
 
-# A level whose prefixes fill this share of all that could be is looked up in a bitmap, which then takes about as much
-# memory as the sorted prefixes that another level is searched in.
-DENSE = 1 / 20
-_SET = (torch.arange(256)[:, None] >> torch.arange(8)) & 1
-_BELOW = _SET.cumsum(1) - _SET  # (256, 8): how many bits of a byte are set below each of its bits
+# A level whose prefixes fill this share of all that could be is looked up in a bitmap, which then takes no more memory
+# than the sorted prefixes that another level is searched in.
+DENSE = 1 / 32
 
 
 class Children(NamedTuple):
@@ -59,18 +57,21 @@ class SidTrie:
         self._first: list[Tensor] = []  # (n + 2,) where the children of each node begin
         self._codes: list[Tensor] = []  # the code of each child, all nodes one behind the other
         self._widest: list[int] = []  # most children of a node
-        self._finder: list[tuple[Tensor, ...]] = []  # a bitmap and how many bits are set before each byte; or prefixes
+        self._finder: list[Tensor] = []  # a bitmap, or the sorted prefixes
+        self._is_dense: list[bool] = []
         numbers = _distinct(_numbers(sids, sizes).sort().values)
         for depth in reversed(range(len(sizes))):
             size, parents = sizes[depth], numbers // sizes[depth]
             begins = _changes(parents).nonzero()[:, 0]
             first = torch.cat([begins, begins.new_full((2,), len(numbers))])
             self._first.insert(0, first.int())
-            self._codes.insert(0, (numbers - parents * size).to(torch.int16 if size <= 2**15 else torch.int32))
-            self._widest.insert(0, int(first.diff().max()))
+            widest = int(first.diff().max())
+            codes = (numbers - parents * size).to(torch.int16 if size <= 2**15 else torch.int32)
+            self._codes.insert(0, torch.nn.functional.pad(codes, (0, widest)))  # so that every window is as wide
+            self._widest.insert(0, widest)
             numbers, possible = parents[begins], math.prod(sizes[:depth])
-            self._finder.insert(0, _bitmap(numbers, possible) if len(numbers) >= DENSE * possible else (numbers,))
-        self.to(sids.device)
+            self._is_dense.insert(0, len(numbers) >= DENSE * possible)
+            self._finder.insert(0, _bitmap(numbers, possible) if self._is_dense[0] else numbers)
 
     def find(self, prefixes: Int[Tensor, "M d"]) -> Int[Tensor, "M"]:
         """The node of each prefix; for an unknown one the node that has no children. d < K."""
@@ -84,39 +85,36 @@ class SidTrie:
         for code, size in zip(prefixes.unbind(1), self.level_sizes, strict=False):
             in_range &= (code >= 0) & (code < size)
         number = _numbers(prefixes, self.level_sizes[:depth]).masked_fill(~in_range, 0)
-        unknown = len(self._first[depth]) - 2
-        if len(self._finder[depth]) == 1:
-            known = self._finder[depth][0]
-            node = torch.searchsorted(known, number)
-            found = known[node.clamp(max=unknown - 1)] == number
+        unknown, finder = len(self._first[depth]) - 2, self._finder[depth]
+        if self._is_dense[depth]:
+            word, bit = finder.index_select(0, number >> 5), number & 31
+            node = (word >> 32) + _set_bits(word & ((1 << bit) - 1))
+            found = (word >> bit) & 1 == 1
         else:
-            bitmap, before = self._finder[depth]
-            place, bit = number >> 3, number & 7
-            byte = bitmap[place].long()
-            node = before[place] + self._below[byte, bit]
-            found = (byte >> bit) & 1 == 1
+            node = torch.searchsorted(finder, number)
+            found = finder[node.clamp(max=unknown - 1)] == number
         return torch.where(found & in_range, node, unknown)
 
     def children(self, nodes: Int[Tensor, "M"], depth: int) -> Children:
         """The codes that continue nodes of a depth, and the nodes that they lead to. The root is node 0 of depth 0."""
-        place, there = self._places(nodes, depth)
-        codes = self._codes[depth][place].long()
-        return Children(codes.masked_fill_(~there, -1), place.long().masked_fill_(~there, -1))
+        begin, codes, there = self._windows(nodes, depth)
+        place = begin[:, None] + torch.arange(codes.shape[1], device=begin.device)
+        return Children(codes.long().masked_fill_(~there, -1), place.masked_fill_(~there, -1))
 
     def allowed(self, prefixes: Int[Tensor, "M d"]) -> Bool[Tensor, "M V"]:
         """Which of the V = level_sizes[d] codes continue each prefix to an item; all False for an unknown prefix."""
         depth = prefixes.shape[1]
-        place, there = self._places(self.find(prefixes), depth)
+        _, codes, there = self._windows(self.find(prefixes), depth)
         size = self.level_sizes[depth]
-        mask = torch.zeros(len(place), size + 1, dtype=torch.bool, device=place.device)  # the last column is no code
-        return mask.scatter_(1, torch.where(there, self._codes[depth][place], size).long(), True)[:, :size]
+        mask = torch.zeros(len(codes), size + 1, dtype=torch.bool, device=codes.device)  # the last column is no code
+        return mask.scatter_(1, codes.long().masked_fill_(~there, size), True)[:, :size]
 
     def contains(self, sids: Int[Tensor, "M K"]) -> Bool[Tensor, "M"]:
         """Whether each SID belongs to the catalogue."""
         if sids.shape[1] != self.num_levels:
             raise InputError(f"sids have {sids.shape[1]} codes; this trie has {self.num_levels} levels.")
-        place, there = self._places(self.find(sids[:, :-1]), self.num_levels - 1)
-        return ((self._codes[-1][place] == sids[:, -1:].long()) & there).any(1)
+        _, codes, there = self._windows(self.find(sids[:, :-1]), self.num_levels - 1)
+        return ((codes == sids[:, -1:].long()) & there).any(1)
 
     def check_levels(self, level_sizes: Sequence[int]) -> None:
         """Refuse a layout of other levels, whose tokens would be read as other codes.
@@ -133,30 +131,30 @@ class SidTrie:
     @property
     def num_bytes(self) -> int:
         """Memory of all arrays."""
-        arrays = [*self._first, *self._codes, *(array for finder in self._finder for array in finder)]
+        arrays = [*self._first, *self._codes, *self._finder]
         return sum(array.numel() * array.element_size() for array in arrays)
 
     def to(self, device: torch.device | str) -> Self:
         """Move the arrays; returns the trie itself."""
-        self._first = [array.to(device) for array in self._first]
-        self._codes = [array.to(device) for array in self._codes]
-        self._finder = [tuple(array.to(device) for array in arrays) for arrays in self._finder]
-        self._below = _BELOW.to(device)
+        self._first, self._codes, self._finder = (
+            [array.to(device) for array in arrays] for arrays in (self._first, self._codes, self._finder)
+        )
         return self
 
-    def _places(self, nodes: Int[Tensor, "M"], depth: int) -> tuple[Int[Tensor, "M C"], Bool[Tensor, "M C"]]:
-        """Where in the array the children of each node are, and which of these places are theirs."""
-        begin, end = self._first[depth][nodes], self._first[depth][nodes + 1]
-        place = begin[:, None] + torch.arange(self._widest[depth], dtype=begin.dtype, device=begin.device)
-        return place.clamp(max=len(self._codes[depth]) - 1), place < end[:, None]
+    def _windows(
+        self, nodes: Int[Tensor, "M"], depth: int
+    ) -> tuple[Int[Tensor, "M"], Int[Tensor, "M C"], Bool[Tensor, "M C"]]:
+        """Where the children of each node begin, the C codes from there on, and which of them are its children's."""
+        first, widest = self._first[depth], self._widest[depth]
+        begin, end = (first.index_select(0, at).long() for at in (nodes, nodes + 1))
+        codes = self._codes[depth].unfold(0, widest, 1).index_select(0, begin)
+        return begin, codes, torch.arange(widest, device=begin.device) < (end - begin)[:, None]
 
 
 def _numbers(prefixes: Int[Tensor, "M d"], sizes: Sequence[int]) -> Int[Tensor, "M"]:
     """Each prefix as one integer, its codes read as digits."""
-    number = torch.zeros(len(prefixes), dtype=torch.long, device=prefixes.device)
-    for code, size in zip(prefixes.unbind(1), sizes, strict=True):
-        number = number * size + code
-    return number
+    weights = [math.prod(sizes[depth + 1 :]) for depth in range(len(sizes))]
+    return (prefixes.long() * torch.tensor(weights, dtype=torch.long, device=prefixes.device)).sum(1)
 
 
 def _changes(ascending: Int[Tensor, "M"]) -> Bool[Tensor, "M"]:
@@ -170,10 +168,17 @@ def _distinct(ascending: Int[Tensor, "M"]) -> Int[Tensor, "n"]:
     return ascending[_changes(ascending)]
 
 
-def _bitmap(numbers: Int[Tensor, "n"], possible: int) -> tuple[Tensor, Tensor]:
-    """One bit for each number that could be, and for each byte how many bits are set before it."""
-    byte, size = numbers >> 3, possible // 8 + 1
-    bitmap = torch.zeros(size, dtype=torch.uint8, device=numbers.device)
-    bitmap.scatter_add_(0, byte, (1 << (numbers & 7)).to(torch.uint8))
-    set_bits = torch.bincount(byte, minlength=size)
-    return bitmap, (set_bits.cumsum(0) - set_bits).int()
+def _bitmap(numbers: Int[Tensor, "n"], possible: int) -> Int[Tensor, "words"]:
+    """A word for 32 numbers that could be: a bit for each that is, and above them how many are set in earlier words."""
+    word, size = numbers >> 5, possible // 32 + 1
+    bits = numbers.new_zeros(size).scatter_add_(0, word, 1 << (numbers & 31))
+    counts = torch.bincount(word, minlength=size)
+    return (counts.cumsum(0) - counts << 32) | bits
+
+
+def _set_bits(words: Int[Tensor, "M"]) -> Int[Tensor, "M"]:
+    """How many bits are set in each word of 32: sums of 2, 4, 8, then all bits, side by side in one word."""
+    words = words - ((words >> 1) & 0x55555555)
+    words = (words & 0x33333333) + ((words >> 2) & 0x33333333)
+    words = (words + (words >> 4)) & 0x0F0F0F0F
+    return (words * 0x01010101 >> 24) & 0xFF

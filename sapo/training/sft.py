@@ -12,14 +12,16 @@ from typing import Literal
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
-from transformers import PrinterCallback, Trainer, TrainingArguments
+from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
 
 from sapo.data.interactions import Split
 from sapo.errors import InputError
 from sapo.files import disk_errors
 from sapo.policy.policy import Policy
 from sapo.policy.prompts import BOS, EOS, ITEM_OF, TITLE_OF, sid_text, split_words
+from sapo.policy.shared_prompt import PackedGroups
 from sapo.policy.traces import NodeDescriptors
 from sapo.training.progress import ProgressLine, StopAtNonFiniteLoss
 
@@ -113,6 +115,26 @@ def collate(examples: Sequence[dict[str, list[int]]], pad_id: int) -> dict[str, 
     return batch
 
 
+class SupervisedTrainer(Trainer):
+    """`Trainer` whose model reads no padding, and makes logits only where there is a label."""
+
+    def compute_loss(
+        self,
+        model: PreTrainedModel,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Float[Tensor, ""]:
+        """Mean cross-entropy of the labels, of the whole update where it is accumulated."""
+        mask = inputs["attention_mask"].bool()
+        packed = PackedGroups(inputs["input_ids"], mask)
+        labels = inputs["labels"][mask]
+        place = (labels != IGNORED).nonzero()[:, 0]
+        logits = packed.logits(model, place - 1)  # a token is predicted by the one before it; the first has no label
+        total = torch.nn.functional.cross_entropy(logits.float(), labels[place], reduction="sum")
+        return total / (len(place) if num_items_in_batch is None else num_items_in_batch)
+
+
 def train_supervised(
     policy: Policy,
     split: Split,
@@ -142,7 +164,7 @@ def train_supervised(
         title_share=config.title_share if task == "next_item" else 0.0,
     )
     pad_id = policy.tokenizer.pad_token_id
-    trainer = Trainer(
+    trainer = SupervisedTrainer(
         model=policy.model,
         args=TrainingArguments(
             output_dir=str(folder),

@@ -702,21 +702,19 @@ class SAPOTrainer(GRPOTrainer):
 def _own_rollouts(prompts: list[str], trainer: SAPOTrainer) -> dict[str, Any]:
     """The built-in `rollout_func`: rows of one prompt are contiguous, so each prompt is read once."""
     rollouts, trainer._prepared = trainer._prepared, None
+    size = trainer.num_generations if trainer.model.training else trainer.num_generations_eval
+    whole = len(prompts) % size == 0 and all(prompts[row] == prompts[row - row % size] for row in range(len(prompts)))
+    size = size if whole else 1  # a group may span processes
     if rollouts is None:
-        size = trainer.num_generations if trainer.model.training else trainer.num_generations_eval
-        whole = len(prompts) % size == 0 and all(
-            prompts[row] == prompts[row - row % size] for row in range(len(prompts))
-        )
         if not whole and "beam_rollouts" in trainer.objective.extras:
             raise InputError(
                 f"{len(prompts)} completions a process hold torn groups; beams of one prompt must stay together."
             )
-        size = size if whole else 1  # a group may span processes
         rollouts = trainer.sample(prompts[::size], size, trainer._seed(0))
     keep = rollouts.completion_mask
-    ids = trainer.processing_class(prompts, add_special_tokens=False)["input_ids"]
+    ids = trainer.processing_class(prompts[::size], add_special_tokens=False)["input_ids"]
     return {
-        "prompt_ids": ids,
+        "prompt_ids": [of_prompt for of_prompt in ids for _ in range(size)],
         "completion_ids": [row[mask].tolist() for row, mask in zip(rollouts.completion_ids, keep, strict=True)],
         "logprobs": [row[mask].tolist() for row, mask in zip(rollouts.logps, keep, strict=True)],
         "env_mask": [row[mask].long().tolist() for row, mask in zip(rollouts.sampled, keep, strict=True)],

@@ -1,0 +1,74 @@
+"""How time and memory grow with completions, prompt length, steps, beams and items, against what a user would run."""
+
+from pathlib import Path
+
+import pandas as pd
+from artefacts import Artefact, command_line, find_timing, save_figure, where
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from sapo.analysis.plots import FULL_WIDTH, WORK, figure_style, plot_growth
+
+NAME = "fig_scaling"
+# (axis of timing.csv, label, what is drawn, quantity) of each panel
+PANELS = (
+    ("completions a prompt", "completions a prompt, G", None, "seconds"),
+    ("prompt tokens", "tokens of a prompt", None, "seconds"),
+    ("steps K", "steps, K", None, "seconds"),
+    ("beams", "beams", None, "seconds"),
+    ("items", "items of the catalogue", None, "seconds"),
+    ("completions a prompt", "completions a prompt, G", ("policy update",), "peak_bytes"),
+    ("prompt tokens", "tokens of a prompt", ("policy update",), "peak_bytes"),
+    ("beams", "beams", ("beam search",), "peak_bytes"),
+    ("items", "items of the catalogue", ("trie build",), "peak_bytes"),
+)
+
+
+def draw(rows: pd.DataFrame) -> Figure:
+    """Seconds, then memory; one legend for all."""
+    figure, axes = plt.subplots(3, 3, figsize=(FULL_WIDTH, 5.6))
+    for ax, (axis, label, only, quantity) in zip(axes.flat, PANELS, strict=True):
+        panel = rows[(rows["axis"] == axis) & rows[quantity].notna()]
+        panel = panel if only is None else panel[panel["what"].isin(only)]
+        plot_growth(panel, ax, quantity).set_xlabel(label)
+    for ax in axes.flat:
+        if ax.get_subplotspec().colspan.start:
+            ax.set_ylabel("")
+    figure.align_ylabels()
+    shown = rows[rows["axis"].isin([axis for axis, *_ in PANELS])]
+    handles = [
+        Line2D([], [], color=color, marker=marker, markersize=3, linewidth=1, label=name)
+        for name, (color, marker) in WORK.items()
+        if name in set(shown["what"])
+    ]
+    handles += [
+        Line2D([], [], color="black", linewidth=1, label="this library"),
+        Line2D([], [], color="black", linewidth=1, linestyle="--", label="what one would run instead"),
+    ]
+    figure.legend(handles=handles, loc="outside upper center", ncols=4)
+    return figure
+
+
+def main(out: Path, results: Path | None = None) -> list[Artefact]:
+    """One figure, from timing.csv, which `make bench` writes."""
+    path, rows = find_timing(out, results)
+    with figure_style():
+        files = save_figure(draw(rows), out, NAME)
+    instead = "; ".join(
+        f"{what}: {', '.join(sorted(set(of_what['who']) - {'ours'}))}"
+        for what, of_what in rows[rows["axis"].isin([axis for axis, *_ in PANELS])].groupby("what")
+        if set(of_what["who"]) - {"ours"}
+    )
+    caption = (
+        f"Median of {int(rows['rounds'].min())} calls in turns after one to warm up, bars from the fastest to the "
+        f"slowest call. 8 prompts of 128 tokens, G = 16, 24 words, unless the axis says otherwise (4 words a step over "
+        f"K); beams on 64 prompts of 64 tokens, over items on 16. The trie over items has 4 levels of 256 codes; its "
+        f"memory is what stays, that of the others the most that tensors hold at once. Instead: {instead}. "
+        f"{where(rows)}"
+    )
+    return [Artefact(NAME, "How cost grows", caption, "measured", files, path)]
+
+
+if __name__ == "__main__":
+    command_line(main, __doc__)
