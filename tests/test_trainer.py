@@ -314,6 +314,29 @@ def test_sharing_prompts_changes_no_update(checkpointing, folder, tmp_path, toke
     assert (shared[1] - start).abs().max() > 1e-3
 
 
+def test_what_sampling_has_computed_is_not_computed_again(folder, tmp_path, tokenizer):
+    """With two updates a batch TRL asks for the log-probabilities before the first: they come out of the rollouts."""
+    options = {"num_iterations": 2, "max_steps": 2, "learning_rate": 0.0}
+    trainer = ours(folder, tmp_path, tokenizer, **options)
+    passes, compute = [], trainer._logps_of_chunk
+    trainer._logps_of_chunk = lambda *a: passes.append(torch.is_grad_enabled()) or compute(*a)
+    _, batch = first_batch(trainer)
+    # the reference, the check of the start, and two updates; not the policy's own before the first
+    assert passes == [False, False, True, True]
+    with torch.no_grad():
+        expected = trainer._logps_of(trainer.model, batch)[0]
+    mask = (batch["completion_mask"] * batch["tool_mask"]).bool()
+    torch.testing.assert_close(batch["old_per_token_logps"][mask], expected[mask], atol=1e-5, rtol=0)
+    assert (expected[mask] < -0.1).any()
+    # beams have no sampling probability, so theirs are computed
+    beams = ours(folder, tmp_path, tokenizer, objective="rank_reward", **options)
+    _, batch = first_batch(beams)
+    with torch.no_grad():
+        expected = beams._logps_of(beams.model, batch)[0]
+    mask = (batch["completion_mask"] * batch["tool_mask"]).bool()
+    torch.testing.assert_close(batch["old_per_token_logps"][mask], expected[mask], atol=1e-5, rtol=0)
+
+
 def test_a_group_torn_between_processes_shares_nothing(folder, tmp_path, tokenizer):
     """Rows of other prompts within a group's place: each is read with its own prompt, and the numbers are the same."""
     trainer = ours(folder, tmp_path, tokenizer)

@@ -258,6 +258,7 @@ class SAPOTrainer(GRPOTrainer):
             )
         self.layout, self.trie = layout, trie
         self._prepared: Rollouts | None = None
+        self._sampled: Tensor | None = None  # log-probabilities of a batch that was sampled a moment ago
         self._update_began = (-1, 0)  # its number, and the micro-step it began at
         self._start_is_checked = args.beta == 0
         given = [] if reward_funcs is None else reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
@@ -372,6 +373,7 @@ class SAPOTrainer(GRPOTrainer):
         if mode == "train" and "dynamic_sampling" in self.objective.extras:
             inputs, generated = self._sample_until_spread(inputs)
         output = super()._generate_and_score_completions(inputs)
+        self._sampled = None
         ids = output["completion_ids"]
         group_size = self.num_generations if mode == "train" else self.num_generations_eval
         target = torch.tensor([row["target_sid"] for row in inputs], device=ids.device)
@@ -595,14 +597,32 @@ class SAPOTrainer(GRPOTrainer):
     ) -> tuple[Float[Tensor, "B T"], None, None]:
         """Log-probabilities of the last `logits_to_keep` tokens among those that the decoder allowed.
 
-        Plain logits in chunks of `batch_size`: TRL's fused head returns none, and allowed sets need them.
+        Plain logits in chunks of `batch_size`: TRL's fused head returns none, and allowed sets need them. Those of the
+        policy that has just sampled are known already.
         """
+        if self._sampled is not None and model is self.model:
+            sampled, self._sampled = self._sampled, None
+            return torch.nn.functional.pad(sampled, (0, logits_to_keep - sampled.shape[1])), None, None
         size = batch_size or len(input_ids)
         logps = [
             self._logps_of_chunk(model, ids, mask, logits_to_keep)
             for ids, mask in zip(input_ids.split(size), attention_mask.split(size), strict=True)
         ]
         return torch.cat(logps), None, None
+
+    def _asks_for_old_logps(self) -> bool:
+        """Whether TRL asks for the log-probabilities of a batch before its first update, and sampling has given them.
+
+        In float32 they agree with those of a forward pass to 1e-5; in lower precision the two round differently. Beams
+        have none.
+        """
+        passes = self.args.steps_per_generation * self.num_iterations
+        exact = self.accelerator.mixed_precision == "no" and self.model.dtype == torch.float32
+        return (
+            exact
+            and "beam_rollouts" not in self.objective.extras
+            and self.args.gradient_accumulation_steps % passes > 0
+        )
 
     def _logps_of_chunk(
         self, model: PreTrainedModel, ids: Int[Tensor, "B L"], mask: Int[Tensor, "B L"], tokens: int
@@ -711,6 +731,8 @@ def _own_rollouts(prompts: list[str], trainer: SAPOTrainer) -> dict[str, Any]:
                 f"{len(prompts)} completions a process hold torn groups; beams of one prompt must stay together."
             )
         rollouts = trainer.sample(prompts[::size], size, trainer._seed(0))
+    if trainer._asks_for_old_logps():
+        trainer._sampled = rollouts.logps
     keep = rollouts.completion_mask
     ids = trainer.processing_class(prompts[::size], add_special_tokens=False)["input_ids"]
     return {
