@@ -14,7 +14,7 @@ from benchmarks.world import SMALL, World, peak_bytes
 from sapo.policy.beam_search import Beams
 
 TOY = replace(
-    SMALL, prompts=3, group_size=4, prompt_tokens=9, new_tokens=6, items=40, codes=8, vocabulary=400, hidden=16, head=4
+    SMALL, prompts=3, group_size=4, prompt_tokens=9, new_tokens=6, items=300, codes=8, vocabulary=400, hidden=16, head=4
 )
 FIELDS = ["what", "against", "ratio", "ours_seconds", "theirs_seconds", "equal"]
 
