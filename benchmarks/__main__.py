@@ -161,7 +161,8 @@ def processor() -> str:
 def main(bench: Bench, sizes: Sizes | None = None, quick: bool = False) -> int:
     """Run everything; returns the exit status."""
     world = World(sizes or (LARGE if bench.size == "large" else SMALL), bench.device, getattr(torch, bench.dtype))
-    console, results, start = Console(), [], time.perf_counter()
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    results, start = [], time.perf_counter()
     warnings.filterwarnings("ignore", category=FutureWarning)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()

@@ -13,17 +13,18 @@ from benchmarks.ratios import Case, Steps, Trainers, beam_case, dict_of_sets, ro
 from benchmarks.world import World, peak_bytes
 from sapo.semantic_ids.trie import SidTrie
 
-ROUNDS = 3
+ROUNDS, MOST_ROUNDS, ENOUGH = 3, 15, 3.0  # calls of each side, and seconds of all after which no more are made
 Row = dict[str, Any]
 
 
-def measure(
-    world: World, calls: dict[str, Callable[[], Any]], rounds: int = ROUNDS, tensors: bool = True
-) -> Iterator[Row]:
+def measure(world: World, calls: dict[str, Callable[[], Any]], tensors: bool = True) -> Iterator[Row]:
     """Time several ways to do one thing, in turns; where tensors make its memory, after a call that measures it."""
     seconds: dict[str, list[float]] = {who: [] for who in calls}
     memory = {who: peak_bytes(world, call) if tensors else None for who, call in calls.items()}
-    for _ in range(rounds):
+    begin = time.perf_counter()
+    for done in range(MOST_ROUNDS):
+        if done >= ROUNDS and time.perf_counter() - begin > ENOUGH:
+            break
         for who, call in calls.items():
             world.synchronize()
             start = time.perf_counter()
@@ -102,7 +103,7 @@ def with_items(world: World, values: tuple[int, ...], longest: int = 1_000_000) 
         yield from labelled("items", value, "trie allowed", measure(world, allowed, tensors=False))
 
 
-def whole_steps(world: World, parent: Path, rounds: int = 5) -> Iterator[Row]:
+def whole_steps(world: World, parent: Path, rounds: int = 9) -> Iterator[Row]:
     """Seconds of one update, rollouts included: SAPO against GRPO in the same set-up, shared prompts or not."""
     grown = replace_sizes(world, steps=3)
     trainers, sizes = Trainers(grown, parent), grown.sizes

@@ -92,11 +92,14 @@ def find_timing(out: Path, given: Path | None) -> tuple[Path, pd.DataFrame]:
         InputError: no such file, a missing column, a value that is no number, no rows.
     """
     path = find_recorded(out, given, "timing.csv")
-    numbers = ["value", "seconds", "low", "high", "peak_bytes", "rounds"]
     texts = ("axis", "what", "who", "size", "dtype", "machine", "versions")
-    rows = to_numbers(read_csv(path, (*texts, *numbers)), numbers, str(path))
+    optional = ("value", "low", "high", "peak_bytes")  # a ratio has no range, and not all memory is that of tensors
+    rows = read_csv(path, (*texts, *optional, "seconds", "rounds"))
+    rows = to_numbers(rows, ["seconds", "rounds"], str(path))
     if rows.empty:
         raise InputError(f"{path}: no rows.")
+    for name in optional:
+        rows[name] = to_numbers(rows[rows[name] != ""], [name], str(path))[name].reindex(rows.index)
     return path, rows
 
 

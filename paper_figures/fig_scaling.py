@@ -32,9 +32,7 @@ def draw(rows: pd.DataFrame) -> Figure:
         panel = rows[(rows["axis"] == axis) & rows[quantity].notna()]
         panel = panel if only is None else panel[panel["what"].isin(only)]
         plot_growth(panel, ax, quantity).set_xlabel(label)
-    for ax in axes.flat:
-        if ax.get_subplotspec().colspan.start:
-            ax.set_ylabel("")
+        ax.set_title("time" if quantity == "seconds" else "memory")
     figure.align_ylabels()
     shown = rows[rows["axis"].isin([axis for axis, *_ in PANELS])]
     handles = [

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from matplotlib import pyplot as plt
 
-from sapo.analysis.plots import METHOD_COLORS, figure_style, plot_against_sparsity, plot_winners
+from sapo.analysis.plots import METHOD_COLORS, figure_style, plot_against_sparsity, plot_growth, plot_winners
 from sapo.analysis.results import read_results, write_results
 from sapo.errors import InputError
 
@@ -438,3 +438,67 @@ def test_table_of_claims(out):
     assert artefact.table["value"].tolist() == ["0", "1.23"]
     assert artefact.table["95 % interval"].tolist() == ["", "[1, 1.5]"]
     assert "sapo claims" in artefact.files[1].read_text("utf-8")
+
+
+def fake_timing() -> pd.DataFrame:
+    """Ours takes .1 s for 4 completions and half as much again for each doubling, the others twice as much each."""
+    rows = []
+    for who, seconds in (("sapo", 1.1), ("grpo", 1.0), ("sapo, prompts repeated", 3.0), ("grpo, stock TRL", 5.5)):
+        rows.append(("step", 33, "training step", who, seconds, 2e8))
+    for axis, whats, values in (
+        ("completions a prompt", ("policy update", "sampling rollouts"), (4, 8, 16)),
+        ("prompt tokens", ("policy update", "sampling rollouts"), (32, 64, 128)),
+        ("steps K", ("policy update", "sampling rollouts"), (2, 3, 4)),
+        ("beams", ("beam search",), (1, 10, 100)),
+        ("items", ("beam search", "trie build", "trie allowed"), (1e3, 1e6, 1e7)),
+    ):
+        for what, (power, value) in itertools.product(whats, enumerate(values)):
+            rows.append((axis, value, what, "ours", 0.1 * 1.5**power, 1e7 * 1.5**power))
+            rows.append((axis, value, what, "the rest", 0.2 * 2**power, 4e7 * 2**power))
+    table = pd.DataFrame(rows, columns=["axis", "value", "what", "who", "seconds", "peak_bytes"])
+    table = table.assign(low=table["seconds"] * 0.9, high=table["seconds"] * 1.2, rounds=3)
+    return table.assign(size="small", dtype="float32", machine="a CPU, 2 threads", versions="torch 2, trl 1")
+
+
+def test_timing_tables(out):
+    fake_timing().to_csv(out / "timing.csv", index=False)
+    (artefact,) = import_module("table_timing").main(out)
+    table = artefact.table.set_index("trainer")
+    assert table.loc["SAPO", ["seconds per update", "of GRPO"]].tolist() == ["1.10", "1.10"]
+    assert table.loc["GRPO, stock TRL", "of GRPO"] == "5.50"
+    assert table.loc["GRPO", "fastest, slowest"] == "0.90, 1.20"
+    assert "a CPU, 2 threads, float32, torch 2, trl 1" in artefact.caption
+    (artefact,) = import_module("table_group_size").main(out)
+    table = artefact.table.set_index(["work", "G"])
+    assert table.loc[("policy update", "4"), "growth"] == ""
+    assert table.loc[("policy update", "8"), "growth"] == "1.50 x"
+    assert table.loc[("sampling rollouts", "16"), "ratio"] == "3.6 x"  # .2 x 4 over .1 x 1.5^2
+    assert table.loc[("policy update", "16"), "memory, MB"] == "22"  # 1e7 x 1.5^2
+    assert table.loc[("policy update", "16"), "its memory, MB"] == "160"
+
+
+def test_growth_is_drawn_in_every_panel(out):
+    rows = fake_timing()
+    module = import_module("fig_scaling")
+    with figure_style():
+        figure = module.draw(rows)
+    for ax, (axis, _, only, quantity) in zip(figure.axes, module.PANELS, strict=True):
+        shown = rows[(rows["axis"] == axis) & (rows["what"].isin(only) if only else True)]
+        lines = {container.get_label(): container.lines[0] for container in ax.containers}
+        assert len(lines) == shown.groupby(["what", "who"]).ngroups
+        line = lines[f"{shown['what'].iloc[0]}, ours"]
+        unit = 1e6 if quantity == "peak_bytes" else 1
+        mine = shown[(shown["what"] == shown["what"].iloc[0]) & (shown["who"] == "ours")]
+        assert line.get_ydata() == pytest.approx(mine[quantity] / unit)
+        assert line.get_linestyle() == "-"
+        assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
+    with pytest.raises(InputError, match="unknown work 'training step'"):
+        plot_growth(rows)
+    with pytest.raises(InputError, match="no rows"):
+        plot_growth(rows[:0])
+
+
+def test_a_record_of_nothing_is_refused(out):
+    fake_timing()[:0].to_csv(out / "timing.csv", index=False)
+    with pytest.raises(InputError, match="no rows"):
+        import_module("table_timing").main(out)

@@ -215,3 +215,23 @@ def test_the_snippet_without_a_trainer_runs():
     # step 1 is right three times of four: (1 - 3/4) / (1/2 + 1e-4) on its two tokens
     assert names["advantages"][0, :2].tolist() == pytest.approx([0.25 / 0.5001] * 2)
     assert names["advantages"].shape == (4, 5)
+
+
+def test_speed_is_that_of_the_record():
+    timing, text = pd.read_csv(ROOT / "paper_figures" / "data" / "timing.csv"), " ".join(README.split())
+    ratios = timing[timing["axis"] == "ratio"]
+    assert ratios["what"].nunique() == 8
+    for what, of_what in ratios.groupby("what"):
+        ours, theirs = (of_what[(of_what["who"] == "ours") == mine].iloc[0] for mine in (True, False))
+        assert f"| {what} | {theirs['who']} | {theirs['seconds'] / ours['seconds']:.1f} × |" in README
+    update = ratios[ratios["what"] == "policy update"].set_index("who")["peak_bytes"]
+    assert f"The update holds {update['ours'] / update.drop('ours').iloc[0]:.0%}".replace("%", " %") in text
+    trie = timing[(timing["what"] == "trie build") & (timing["who"] == "ours") & (timing["value"] == 1e7)]
+    assert f"(10 million items: {trie['peak_bytes'].iloc[0] / 1e6:.0f} MB)" in text
+    steps = timing[timing["axis"] == "step"].set_index("who")["seconds"]
+    assert f"A step of SAPO takes {steps['sapo'] / steps['grpo']:.2f} of one of GRPO" in text
+    groups = timing[(timing["axis"] == "completions a prompt") & (timing["who"] == "ours")]
+    seconds = groups.pivot(index="value", columns="what", values="seconds")
+    update, rollouts = (seconds.loc[64, what] / seconds.loc[4, what] for what in ("policy update", "sampling rollouts"))
+    shown = f"16 times the completions cost {update:.1f} times the time of an update and {rollouts:.1f} of the rollouts"
+    assert shown in text

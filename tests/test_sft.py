@@ -3,7 +3,7 @@
 import pytest
 import torch
 from test_policy import CATALOG, INTERACTIONS, make_policy
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainingArguments
 
 from sapo.data.interactions import Interactions
 from sapo.errors import InputError
@@ -134,3 +134,32 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
         policy.model.model.embed_tokens.weight.fill_(float("nan"))
     with pytest.raises(FloatingPointError, match=r"the loss is nan at update 1.*lower learning rate"):
         train_supervised(policy, SPLIT, CONFIG, "next_item", tmp_path, 0)
+
+
+def test_the_loss_without_padding_is_that_of_transformers(tmp_path):
+    """Ragged examples, prompts of other lengths: same mean, same gradient, and only real tokens are read."""
+    policy = make_policy()
+    model, vocabulary = policy.model, len(policy.tokenizer)
+    generator = torch.Generator().manual_seed(0)
+    examples = []
+    for length, prompt in ((5, 2), (9, 4), (3, 1), (9, 8)):
+        ids = torch.randint(4, vocabulary, (length,), generator=generator).tolist()
+        examples.append({"input_ids": ids, "labels": [IGNORED] * prompt + ids[prompt:]})
+    batch = collate(examples, policy.tokenizer.pad_token_id)
+    trainer = sft.SupervisedTrainer(model, TrainingArguments(str(tmp_path), report_to="none", use_cpu=True))
+    read = []
+    model.get_input_embeddings().register_forward_hook(lambda module, inputs, output: read.append(inputs[0].numel()))
+
+    def gradient(loss):
+        model.zero_grad()
+        loss.backward()
+        return torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+
+    mine = trainer.compute_loss(model, batch)
+    theirs = model(**batch).loss
+    assert mine.item() == pytest.approx(theirs.item(), abs=1e-6)
+    assert read == [5 + 9 + 3 + 9, 4 * 9]
+    expected, got = gradient(theirs), gradient(mine)
+    assert (got - expected).norm() <= 1e-5 * expected.norm()
+    # 3 + 5 + 2 + 1 labels here; with accumulation the divisor is the number of them in the whole update
+    assert trainer.compute_loss(model, batch, num_items_in_batch=24).item() == pytest.approx(mine.item() * 11 / 24)

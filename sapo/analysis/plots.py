@@ -17,7 +17,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.patches import FancyBboxPatch, Rectangle
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from sapo.analysis.results import paired_gains, validate_results
 from sapo.analysis.statistics import Interval, seed_interval
@@ -546,10 +546,14 @@ def plot_growth(data: pd.DataFrame, ax: Axes | None = None, quantity: str = "sec
             linewidth=1,
             elinewidth=0.7,
         )
-    ax.set(xscale="log", yscale="log", ylabel="memory of tensors, MB" if unit > 1 else "seconds")
+    ax.set(xscale="log", yscale="log", ylabel="MB" if unit > 1 else "seconds")
     values = sorted(data["value"].unique())
     ax.set_xticks(values, [_short(value) for value in values])
-    ax.xaxis.set_minor_formatter(NullFormatter())
+    low, high = ax.get_ylim()
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 100 else (1,)))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda number, _: _short(number)))
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_minor_formatter(NullFormatter())
     return ax
 
 
