@@ -164,15 +164,22 @@ class PackedGroups:
 class PromptCache:
     """Keys and values of B prompts, and of what R = B x G rows wrote after them.
 
-    `lengths` (R,) counts what has been read of each row. With G = 1, `extend_prompts` makes what was written part of
-    the prompts, so that beams can share a thought too.
+    Prompts are read when it is made. `start` begins G rows a prompt, `read` goes on with them, each at its own pace;
+    `select` copies rows, as beams do; `extend_prompts` makes prompts of the rows, so beams can share a thought too.
 
     Args:
-        model: within `sharing_prompts`.
-        input_ids, attention_mask: prompts, padded on either side.
-        group_size: G.
-        longest: T, most tokens that will be read of a row.
+        model: within `sharing_prompts`, or after `share_prompts` and in evaluation mode.
+        input_ids, attention_mask: prompts of one token or more, padded on either side.
+
+    Attributes:
+        logits: (B, V), of the token after each prompt.
+        prompt_lengths: (B,), tokens of each prompt.
+        lengths: (R,), tokens read of each row.
     """
+
+    logits: Float[Tensor, "B V"]
+    prompt_lengths: Int[Tensor, "B"]
+    lengths: Int[Tensor, "R"]
 
     def __init__(
         self,
@@ -189,7 +196,6 @@ class PromptCache:
         self._last_layer = model.config.get_text_config().num_hidden_layers - 1
         self._ends = self.prompts.lengths.cumsum(0) - 1
         self.logits = self._forward(input_ids[attention_mask.bool()], self.prompts.column, self._ends)
-        """Of the token after each prompt, (B, V)."""
 
     def start(self, group_size: int, longest: int) -> None:
         """Begin R = B x `group_size` empty rows of at most `longest` tokens."""
