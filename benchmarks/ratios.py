@@ -22,6 +22,7 @@ from transformers import (
 )
 from transformers.trainer_callback import TrainerControl, TrainerState
 from trl import GRPOConfig, GRPOTrainer
+from trl.trainer.utils import selective_log_softmax
 
 from benchmarks.world import CLOSE, EOS, OPEN, PAD, World
 from sapo.credit.advantages import step_advantages, to_tokens
@@ -56,7 +57,7 @@ class Case:
 
 
 def update_case(world: World) -> Case:
-    """Log-probabilities, loss and gradients of one batch of groups."""
+    """Log-probabilities, loss and gradients of one batch of groups; theirs as TRL makes them."""
     sizes, model = world.sizes, world.model
     layout, trie = world.layout(sizes.steps), world.trie(sizes.items, sizes.steps)
     prompts = world.prompts(sizes.prompts, sizes.prompt_tokens)
@@ -73,20 +74,18 @@ def update_case(world: World) -> Case:
             packed = PackedGroups(prompts, mask.bool(), ids, written)
             at = written & ~forced_tokens(ids, layout, trie)
             logits = packed.logits(model, packed.predictor[at])
-        else:
-            model.set_attn_implementation("sdpa")
-            at, rows = torch.ones_like(written), prompts.repeat_interleave(sizes.group_size, 0)
-            whole = torch.cat([rows, ids], 1)
-            attend = torch.cat([torch.ones_like(rows), written.long()], 1)
-            logits = model(
-                input_ids=whole,
-                attention_mask=attend,
-                position_ids=(attend.cumsum(1) - 1).clamp(min=0),
-                use_cache=False,
-                logits_to_keep=ids.shape[1] + 1,
-            ).logits[:, :-1]
-            logits = logits.flatten(0, 1)
-        return completion_logps(logits, ids, at, layout, trie, pad_id=PAD, eos_ids=[EOS])
+            return completion_logps(logits, ids, at, layout, trie, pad_id=PAD, eos_ids=[EOS], sid_logps="full")
+        model.set_attn_implementation("sdpa")
+        rows = prompts.repeat_interleave(sizes.group_size, 0)
+        attend = torch.cat([torch.ones_like(rows), written.long()], 1)
+        logits = model(
+            input_ids=torch.cat([rows, ids], 1),
+            attention_mask=attend,
+            position_ids=(attend.cumsum(1) - 1).clamp(min=0),
+            use_cache=False,
+            logits_to_keep=ids.shape[1] + 1,
+        ).logits[:, :-1]
+        return selective_log_softmax(logits, ids)
 
     def update(shared: bool) -> tuple[Tensor, Tensor]:
         model.train()

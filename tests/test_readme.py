@@ -131,7 +131,7 @@ def test_gains_of_all_objectives_are_those_of_the_record(rows):
     assert len(gains.columns) == 22
     assert gains.notna().to_numpy().all()
     others = gains.drop(columns="rank_reward").mean()
-    assert f"between {others.min():.3f} and {others.max():.3f} of stage 2" in text
+    assert f"between {others.min():+.3f} and {others.max():+.3f} of stage 2" in text
     curves = quick_synthetic("dynamics.csv.gz")
     explained = curves[(curves["method"] == "rlvr") & (curves["metric"] == "value/explained")]
     explained = explained[explained["step"] == explained["step"].max()]["value"].mean()
@@ -152,8 +152,8 @@ def test_the_record_is_of_the_recipe_as_it_stands(rows):
     }
     rates = rows[rows["metric"] == "learning_rate"]
     assert set(rates["value"]) <= set(QUICK.stage3.learning_rates)
-    assert set(rates.loc[rates["method"].isin(QUICK.objectives), "value"]) == {3e-4}
-    assert "(3e-4 for both)" in README
+    assert set(rates.loc[rates["method"].isin(QUICK.objectives), "value"]) == {1e-4}
+    assert "(1e-4 for both)" in README
 
 
 def test_sharpening_is_that_of_the_record(rows):
