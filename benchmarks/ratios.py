@@ -65,7 +65,8 @@ def update_case(world: World) -> Case:
     rollouts = sample(world, sizes.steps)
     ids, written = rollouts.completion_ids, rollouts.completion_mask
     steps = layout.token_steps(ids).masked_fill(~written, -1)
-    advantages = step_advantages(torch.rand(len(ids), sizes.steps, generator=torch.Generator().manual_seed(3)), 2)
+    rewards = torch.rand(len(ids), sizes.steps, generator=torch.Generator().manual_seed(3))
+    advantages = step_advantages(rewards, sizes.group_size)
     advantages = to_tokens(advantages.to(ids.device), steps)
 
     def logps(shared: bool) -> Tensor:

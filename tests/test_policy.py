@@ -173,7 +173,9 @@ def test_thinking_is_greedy_has_k_blocks_and_can_be_left_out():
     policy = make_policy(2)
     drafts = list(think(policy, [[0, 1]]))
     assert drafts[0].thinking[0].count("<think>") == drafts[0].thinking[0].count("</think>") == 2
-    assert recommend(policy, [[0, 1]], 3, 3).thinking == [drafts[0].thinking[0]]
+    answer = recommend(policy, [[0, 1]], 3, 3)
+    assert answer.thinking == [drafts[0].thinking[0]]
+    assert not answer.scores.requires_grad  # no graph grows from user to user
     plain = list(think(policy, [[0, 1]], thinking=False))
     assert plain[0].thinking == [""]
     prompt = policy.tokenizer(policy.prompts([[0, 1]])[0])["input_ids"]

@@ -216,6 +216,15 @@ def test_other_layers_are_refused():
         share_prompts(model)
 
 
+def test_other_attention_is_refused_before_it_looks_at_everything():
+    model = build("qwen")
+    prompts, mask, ids, written = batch([3, 2], [2, 2], 1)
+    with pytest.raises(InputError, match=r"attention is 'sdpa'.*share_prompts"):
+        PackedGroups(prompts, mask, ids, written).logits(model, torch.tensor([0]))
+    with pytest.raises(InputError, match="share_prompts"):
+        PromptCache(model, prompts, mask)
+
+
 def test_nothing_of_it_is_saved_or_left_behind(tmp_path):
     model = build("qwen").train()
     with sharing_prompts(model):

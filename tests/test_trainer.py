@@ -355,6 +355,13 @@ def test_a_group_torn_between_processes_shares_nothing(folder, tmp_path, tokeniz
     free = ~forced_tokens(completion, LAYOUT, trainer.trie)
     torch.testing.assert_close(logps[free], expected[free], atol=1e-5, rtol=0)
     assert free.float().mean() > 0.5
+    # the full softmax leaves a choice everywhere, so it is the same everywhere
+    trainer.args.sid_logps = "full"
+    with torch.no_grad():
+        expected = trainer._get_per_token_logps_and_entropies(trainer.model, ids, mask, 5)[0]
+        trainer.args.share_prompts = True
+        logps = trainer._get_per_token_logps_and_entropies(trainer.model, ids, mask, 5)[0]
+    torch.testing.assert_close(logps, expected, atol=1e-5, rtol=0)
 
 
 def test_micro_batches_hold_whole_groups(folder, tmp_path, tokenizer):

@@ -62,6 +62,7 @@ def constrained_beam_search(
         return search_beams(cache, trie, sid_token_ids, num_beams, num_return, normalize)
 
 
+@torch.no_grad()
 def search_beams(
     cache: PromptCache,
     trie: SidTrie,

@@ -450,14 +450,3 @@ def end_ids(model: "PreTrainedModel") -> list[int]:
     if declared is None:
         return []
     return [declared] if isinstance(declared, int) else list(declared)
-
-
-def _draw(
-    options: Float[Tensor, "M V"], greedy: bool, generator: torch.Generator | None
-) -> tuple[Int[Tensor, "M"], Float[Tensor, "M"]]:
-    """A column of each row, drawn by the softmax of the row, and its log-probability."""
-    logps = options.log_softmax(-1)
-    if logps.isnan().any():
-        raise FloatingPointError(BROKEN_WEIGHTS)
-    choice = logps.argmax(-1) if greedy else torch.multinomial(logps.exp(), 1, generator=generator)[:, 0]
-    return choice, logps.gather(1, choice[:, None])[:, 0]

@@ -114,6 +114,7 @@ class PackedGroups:
 
     def logits(self, model: "PreTrainedModel", places: Int[Tensor, "M"]) -> Float[Tensor, "M V"]:
         """Logits at places of the stream, with a graph if gradients are on; the model has had `share_prompts`."""
+        _check_shared(model)
         return model(
             input_ids=self.input_ids,
             position_ids=self.position_ids,
@@ -187,6 +188,7 @@ class PromptCache:
         input_ids: Int[Tensor, "B P"],
         attention_mask: Int[Tensor, "B P"],
     ):
+        _check_shared(model)
         self.model = model
         self.prompts = _Rows(attention_mask.bool())
         self.prompt_lengths = self.prompts.lengths
@@ -396,6 +398,15 @@ def _attention(
             raise InputError(f"{type(module).__name__} uses {name} in its attention, which shared prompts do not have.")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     return sharing.attend(module, query, key, value, scaling, dropout, options.get("sliding_window")), None
+
+
+def _check_shared(model: Any) -> None:
+    """Other attention would take the stream for one text and look at all of it."""
+    config = getattr(model, "module", model).config  # of what a distributed wrapper holds
+    if config._attn_implementation != NAME:
+        raise InputError(
+            f"the model's attention is {config._attn_implementation!r}: call share_prompts(model) to share prompts."
+        )
 
 
 def _no_mask(ids: Tensor) -> Bool[Tensor, "1 1 1 1"]:

@@ -633,7 +633,9 @@ class SAPOTrainer(GRPOTrainer):
                 prompts, prompt_mask = ids[:, :-tokens], mask[:, :-tokens]
                 group = self._group_size(prompts, prompt_mask)
                 packed = PackedGroups(prompts[::group], prompt_mask[::group].bool(), completion, written)
-                at = written & ~forced_tokens(completion, self.layout, self.trie)
+                at = written
+                if self.args.sid_logps == "trie":  # where no choice was left, the log-probability is 0
+                    at = written & ~forced_tokens(completion, self.layout, self.trie)
                 logits = packed.logits(model, packed.predictor[at])
             else:
                 at = torch.ones_like(written)
