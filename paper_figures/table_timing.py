@@ -9,7 +9,7 @@ NAME = "table_timing"
 STEPS = {
     "sapo": "SAPO",
     "grpo": "GRPO",
-    "sapo, prompts repeated": "SAPO, prompts repeated",
+    "sapo, prompts repeated": "SAPO, prompts repeated in the update",
     "grpo, stock TRL": "GRPO, stock TRL",
 }
 

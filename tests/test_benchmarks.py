@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -100,8 +99,3 @@ def test_beams_of_any_world_agree():
     world = World(replace(TOY, items=25, levels=2))
     for beams in (2, 3, 9):
         assert beam_case(world, beams, batch=4, prompt_tokens=5).equal()
-
-
-def test_make_bench_runs_them():
-    makefile = (Path(__file__).resolve().parent.parent / "Makefile").read_text()
-    assert "-m benchmarks" in makefile

@@ -216,6 +216,17 @@ def test_other_layers_are_refused():
         share_prompts(model)
 
 
+def test_a_prompt_of_nothing_is_refused():
+    model = build("qwen")
+    prompts, mask, ids, written = batch([3, 2], [2, 2], 1)
+    mask[1] = False
+    share_prompts(model)
+    with pytest.raises(InputError, match="a prompt has no tokens"):
+        PackedGroups(prompts, mask, ids, written).logits(model, torch.tensor([0]))
+    with pytest.raises(InputError, match="a prompt has no tokens"):
+        PromptCache(model, prompts, mask)
+
+
 def test_other_attention_is_refused_before_it_looks_at_everything():
     model = build("qwen")
     prompts, mask, ids, written = batch([3, 2], [2, 2], 1)
@@ -248,7 +259,7 @@ class TokensRead:
         self.count += inputs[0].numel()
 
 
-def test_finished_rollouts_and_prompts_of_beams_cost_nothing():
+def test_finished_rollouts_and_prompts_of_beams_read_nothing_more():
     """Counted, not timed: a prompt is read once, a rollout until it needs no more choices."""
     sizes = (3, 4)
     layout, trie = layout_for(sizes), SidTrie(random_sids(9, sizes, 0), sizes)

@@ -194,7 +194,10 @@ def think(
     batch_size: int = 128,
     progress: bool = False,
 ) -> Iterator[Thoughts]:
-    """Write the K blocks of every history greedily, batch by batch; histories of one length go together."""
+    """Write the K blocks of every history greedily, batch by batch; histories of one length go together.
+
+    The model is left in evaluation mode.
+    """
     thinking = policy.thinking if thinking is None else thinking
     pad_id = policy.tokenizer.pad_token_id
     decoder = Decoder(policy.layout, pad_id, policy.block_budget, policy.min_block_tokens, greedy=True)

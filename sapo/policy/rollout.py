@@ -231,7 +231,7 @@ def grouped_rollouts(
     greedy: bool = False,
     sid_logps: Literal["trie", "full"] = "trie",
 ) -> Rollouts:
-    """A prompt is read once and its G rollouts share it; a rollout that is finished costs nothing more.
+    """A prompt is read once and its G rollouts share it; a finished rollout reads nothing more.
 
     Args:
         input_ids, attention_mask: prompts, padded on the left.

@@ -114,23 +114,13 @@ class PackedGroups:
 
     def logits(self, model: "PreTrainedModel", places: Int[Tensor, "M"]) -> Float[Tensor, "M V"]:
         """Logits at places of the stream, with a graph if gradients are on; the model has had `share_prompts`."""
-        _check_shared(model)
-        return model(
-            input_ids=self.input_ids,
-            position_ids=self.position_ids,
-            attention_mask=_no_mask(self.input_ids),
-            use_cache=False,
-            logits_to_keep=places,
-            sharing=self,
-        ).logits[0]
+        return _read(model, self.input_ids, self.position_ids, places, self)
 
     def attend(
         self, module: Any, query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: float, window: int | None
     ) -> Float[Tensor, "1 N H D"]:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-        if window not in self._masks:
-            self._masks[window] = self._mask(window)
         stream = [states[0].transpose(0, 1) for states in (query, key, value)]
         count = len(self.prompts.row)
         prompt = [self.prompts.pad(states[:count]) for states in stream]
@@ -144,6 +134,8 @@ class PackedGroups:
                 torch.cat([shared[:, None].expand(-1, self.group_size, -1, -1, -1).flatten(0, 1), states], 2)
                 for shared, states in zip(prompt[1:], own[1:], strict=True)
             )
+            if window not in self._masks:
+                self._masks[window] = self._mask(window)
             mask = self._masks[window]
             output = sdpa_attention_forward(module, own[0], keys, values, mask, dropout=dropout, scaling=scaling)[0]
             outputs.append(self.completions.unpad(output))
@@ -188,7 +180,6 @@ class PromptCache:
         input_ids: Int[Tensor, "B P"],
         attention_mask: Int[Tensor, "B P"],
     ):
-        _check_shared(model)
         self.model = model
         self.prompts = _Rows(attention_mask.bool())
         self.prompt_lengths = self.prompts.lengths
@@ -258,14 +249,7 @@ class PromptCache:
         self.group_size, self._own = 0, {}
 
     def _forward(self, ids: Int[Tensor, "N"], positions: Int[Tensor, "N"], last: Int[Tensor, "M"]) -> Tensor:
-        return self.model(
-            input_ids=ids[None],
-            position_ids=positions[None],
-            attention_mask=_no_mask(ids),
-            use_cache=False,
-            logits_to_keep=last,
-            sharing=self,
-        ).logits[0]
+        return _read(self.model, ids[None], positions[None], last, self)
 
     def attend(
         self, module: Any, query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: float, window: int | None
@@ -400,13 +384,33 @@ def _attention(
     return sharing.attend(module, query, key, value, scaling, dropout, options.get("sliding_window")), None
 
 
-def _check_shared(model: Any) -> None:
-    """Other attention would take the stream for one text and look at all of it."""
+def _read(
+    model: Any,
+    input_ids: Int[Tensor, "1 N"],
+    position_ids: Int[Tensor, "1 N"],
+    places: Int[Tensor, "M"],
+    sharing: PackedGroups | PromptCache,
+) -> Float[Tensor, "M V"]:
+    """Logits at some places of a stream.
+
+    Raises:
+        InputError: a prompt of no tokens; other attention, which would take the stream for one text and see all of it.
+    """
+    if not int(sharing.prompts.lengths.min()):
+        raise InputError("a prompt has no tokens: nothing could predict what follows it.")
     config = getattr(model, "module", model).config  # of what a distributed wrapper holds
     if config._attn_implementation != NAME:
         raise InputError(
             f"the model's attention is {config._attn_implementation!r}: call share_prompts(model) to share prompts."
         )
+    return model(
+        input_ids=input_ids,
+        position_ids=position_ids,
+        attention_mask=_no_mask(input_ids),
+        use_cache=False,
+        logits_to_keep=places,
+        sharing=sharing,
+    ).logits[0]
 
 
 def _no_mask(ids: Tensor) -> Bool[Tensor, "1 1 1 1"]:
