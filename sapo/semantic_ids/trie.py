@@ -14,7 +14,6 @@ from sapo.errors import InputError
 # than the sorted prefixes that another level is searched in.
 DENSE = 1 / 32
 
-
 class Children(NamedTuple):
     """What follows each of M nodes; -1 behind the last child. C = most children of any node of that depth."""
 
@@ -26,10 +25,11 @@ class SidTrie:
     """All SIDs of a catalogue. Duplicate SIDs are fine; a prefix that no item has allows nothing.
 
     The prefixes of d codes that items have, in ascending order, are the nodes 0 .. n-1 of depth d. The children of all
-    nodes of a depth lie one behind the other in one array, so a node's are found by where they begin, and a batch of
-    nodes reads its children in one gather. Who walks down the tree carries nodes and searches nothing. A prefix of
-    codes is found as an integer, its codes read as digits: in the first levels, which are dense, by counting the set
-    bits of a bitmap before it, below them by binary search. Built by one sort (compare STATIC, arXiv 2602.22647).
+    nodes of a depth lie one behind the other in one array, so a node's are found by where they begin; where no node has
+    many, they lie in a table of a row a node. Either way a batch of nodes reads its children in one gather. Who walks down the
+    tree carries nodes and searches nothing. A prefix of codes is found as an integer, its codes read as digits: in the
+    first levels, which are dense, by counting the set bits of a bitmap before it, below them by binary search. Built by
+    one sort (compare STATIC, arXiv 2602.22647).
 
     Args:
         sids: codes of every item, 0-based.
@@ -55,7 +55,7 @@ class SidTrie:
         self.num_levels = len(sizes)
         # by depth d = 0 .. K-1; one node more than there are stands for all unknown prefixes and has no children
         self._first: list[Tensor] = []  # (n + 2,) where the children of each node begin
-        self._codes: list[Tensor] = []  # the code of each child, all nodes one behind the other
+        self._codes: list[Tensor] = []  # the code of each child, one behind the other or in a table
         self._widest: list[int] = []  # most children of a node
         self._finder: list[Tensor] = []  # a bitmap, or the sorted prefixes
         self._is_dense: list[bool] = []
@@ -63,11 +63,14 @@ class SidTrie:
         for depth in reversed(range(len(sizes))):
             size, parents = sizes[depth], numbers // sizes[depth]
             begins = _changes(parents).nonzero()[:, 0]
-            first = torch.cat([begins, begins.new_full((2,), len(numbers))])
-            self._first.insert(0, first.int())
+            first = torch.cat([begins, begins.new_full((2,), len(numbers))]).int()
             widest = int(first.diff().max())
-            codes = (numbers - parents * size).to(torch.int16 if size <= 2**15 else torch.int32)
-            self._codes.insert(0, torch.nn.functional.pad(codes, (0, widest)))  # so that every window is as wide
+            codes = (numbers - parents * size).to(_smallest_dtype(size))
+            codes = torch.nn.functional.pad(codes, (0, widest))  # so that every window is as wide
+            if len(first) * widest * codes.element_size() <= _bytes(codes) + _bytes(first):
+                codes = _windows(codes, first[:-1], first[1:], widest)
+            self._first.insert(0, first)
+            self._codes.insert(0, codes)
             self._widest.insert(0, widest)
             numbers, possible = parents[begins], math.prod(sizes[:depth])
             self._is_dense.insert(0, len(numbers) >= DENSE * possible)
@@ -80,41 +83,42 @@ class SidTrie:
             raise InputError(
                 f"prefixes have {depth} codes; this trie continues prefixes of 0 to {self.num_levels - 1}."
             )
-        prefixes = prefixes.long()
-        in_range = torch.ones(len(prefixes), dtype=torch.bool, device=prefixes.device)
-        for code, size in zip(prefixes.unbind(1), self.level_sizes, strict=False):
-            in_range &= (code >= 0) & (code < size)
-        number = _numbers(prefixes, self.level_sizes[:depth]).masked_fill(~in_range, 0)
-        unknown, finder = len(self._first[depth]) - 2, self._finder[depth]
+        sizes = self.level_sizes[:depth]
+        out_of_range = ((prefixes < 0) | (prefixes >= torch.tensor(sizes, device=prefixes.device))).any(1)
+        number = _numbers(prefixes, sizes).masked_fill_(out_of_range, math.prod(sizes))  # which is no prefix's
+        unknown, finder = self._unknown(depth), self._finder[depth]
         if self._is_dense[depth]:
             word, bit = finder.index_select(0, number >> 5), number & 31
             node = (word >> 32) + _set_bits(word & ((1 << bit) - 1))
-            found = (word >> bit) & 1 == 1
+            found = (word >> bit & 1).bool()
         else:
             node = torch.searchsorted(finder, number)
             found = finder[node.clamp(max=unknown - 1)] == number
-        return torch.where(found & in_range, node, unknown)
+        return torch.where(found, node, unknown)
 
     def children(self, nodes: Int[Tensor, "M"], depth: int) -> Children:
         """The codes that continue nodes of a depth, and the nodes that they lead to. The root is node 0 of depth 0."""
-        begin, codes, there = self._windows(nodes, depth)
-        place = begin[:, None] + torch.arange(codes.shape[1], device=begin.device)
-        return Children(codes.long().masked_fill_(~there, -1), place.masked_fill_(~there, -1))
+        begin, end = (self._first[depth].index_select(0, at).long()[:, None] for at in (nodes, nodes + 1))
+        codes = self._codes_of(nodes, depth)
+        place = begin + torch.arange(codes.shape[1], device=codes.device)
+        return Children(codes.masked_fill_(place >= end, -1), place.masked_fill(place >= end, -1))
 
     def allowed(self, prefixes: Int[Tensor, "M d"]) -> Bool[Tensor, "M V"]:
         """Which of the V = level_sizes[d] codes continue each prefix to an item; all False for an unknown prefix."""
         depth = prefixes.shape[1]
-        _, codes, there = self._windows(self.find(prefixes), depth)
-        size = self.level_sizes[depth]
-        mask = torch.zeros(len(codes), size + 1, dtype=torch.bool, device=codes.device)  # the last column is no code
-        return mask.scatter_(1, codes.long().masked_fill_(~there, size), True)[:, :size]
+        nodes = self.find(prefixes)
+        codes = self._codes_of(nodes, depth)
+        known = (nodes < self._unknown(depth))[:, None].expand_as(codes)
+        mask = torch.zeros(len(codes), self.level_sizes[depth], dtype=torch.bool, device=codes.device)
+        return mask.scatter_(1, codes, known)
 
     def contains(self, sids: Int[Tensor, "M K"]) -> Bool[Tensor, "M"]:
         """Whether each SID belongs to the catalogue."""
         if sids.shape[1] != self.num_levels:
             raise InputError(f"sids have {sids.shape[1]} codes; this trie has {self.num_levels} levels.")
-        _, codes, there = self._windows(self.find(sids[:, :-1]), self.num_levels - 1)
-        return ((codes == sids[:, -1:].long()) & there).any(1)
+        last = self.num_levels - 1
+        nodes = self.find(sids[:, :-1])
+        return (self._codes_of(nodes, last) == sids[:, -1:]).any(1) & (nodes < self._unknown(last))
 
     def check_levels(self, level_sizes: Sequence[int]) -> None:
         """Refuse a layout of other levels, whose tokens would be read as other codes.
@@ -131,8 +135,7 @@ class SidTrie:
     @property
     def num_bytes(self) -> int:
         """Memory of all arrays."""
-        arrays = [*self._first, *self._codes, *self._finder]
-        return sum(array.numel() * array.element_size() for array in arrays)
+        return sum(_bytes(array) for array in (*self._first, *self._codes, *self._finder))
 
     def to(self, device: torch.device | str) -> Self:
         """Move the arrays; returns the trie itself."""
@@ -141,14 +144,32 @@ class SidTrie:
         )
         return self
 
-    def _windows(
-        self, nodes: Int[Tensor, "M"], depth: int
-    ) -> tuple[Int[Tensor, "M"], Int[Tensor, "M C"], Bool[Tensor, "M C"]]:
-        """Where the children of each node begin, the C codes from there on, and which of them are its children's."""
-        first, widest = self._first[depth], self._widest[depth]
-        begin, end = (first.index_select(0, at).long() for at in (nodes, nodes + 1))
-        codes = self._codes[depth].unfold(0, widest, 1).index_select(0, begin)
-        return begin, codes, torch.arange(widest, device=begin.device) < (end - begin)[:, None]
+    def _unknown(self, depth: int) -> int:
+        """The node of prefixes that no item has."""
+        return len(self._first[depth]) - 2
+
+    def _codes_of(self, nodes: Int[Tensor, "M"], depth: int) -> Int[Tensor, "M C"]:
+        """The codes of the children of each node, the first again behind the last; anything for the unknown node."""
+        codes, first = self._codes[depth], self._first[depth]
+        if codes.dim() == 2:
+            return codes.index_select(0, nodes).long()
+        begin, end = (first.index_select(0, at) for at in (nodes, nodes + 1))
+        return _windows(codes, begin, end, self._widest[depth]).long()
+
+
+def _windows(codes: Int[Tensor, "L"], begin: Int[Tensor, "M"], end: Int[Tensor, "M"], width: int) -> Int[Tensor, "M C"]:
+    """The C = `width` codes from each place on, the first again where the place ends."""
+    windows = codes.unfold(0, width, 1).index_select(0, begin)
+    there = torch.arange(width, device=codes.device) < (end - begin)[:, None]
+    return windows.where(there, windows[:, :1])
+
+
+def _smallest_dtype(size: int) -> torch.dtype:
+    return torch.uint8 if size <= 2**8 else torch.int16 if size <= 2**15 else torch.int32
+
+
+def _bytes(array: Tensor) -> int:
+    return array.numel() * array.element_size()
 
 
 def _numbers(prefixes: Int[Tensor, "M d"], sizes: Sequence[int]) -> Int[Tensor, "M"]:
