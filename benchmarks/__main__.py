@@ -72,10 +72,21 @@ class Result:
     equal: bool | None
 
 
+@dataclass(frozen=True)
+class Measured:
+    """A row, and what only the other table says: peak memory of each side, if tensors make it, and calls of each."""
+
+    result: Result
+    ours_bytes: int | None
+    theirs_bytes: int | None
+    rounds: int
+
+
 def cases(world: World, parent: Path) -> Iterator[Callable[[], Case]]:
     """The rows, made one by one, so that one's memory is free before the next."""
     yield lambda: training_case(world, parent)
     yield lambda: update_case(world)
+    yield lambda: update_case(world, sharing_alone=True)
     yield lambda: rollout_case(world)
     yield lambda: beam_case(world, 10)
     yield lambda: beam_case(world, 50)
@@ -84,8 +95,8 @@ def cases(world: World, parent: Path) -> Iterator[Callable[[], Case]]:
     yield lambda: trie_allowed_case(world)
 
 
-def run(case: Case, world: World, rounds: int) -> tuple[Result, int | None, int | None]:
-    """Compare, then time in turns; and the peak memory of each side, where tensors make it."""
+def run(case: Case, world: World, rounds: int) -> Measured:
+    """Compare, then measure memory, then time in turns."""
 
     def seconds(call: Callable[[], object]) -> float:
         world.synchronize()
@@ -106,41 +117,41 @@ def run(case: Case, world: World, rounds: int) -> tuple[Result, int | None, int 
         ours.append(seconds(case.ours))
         theirs.append(seconds(case.theirs))
     mine, other = statistics.median(ours), statistics.median(theirs)
-    return Result(case.what, case.against, other / mine, mine, other, equal), memory[0], memory[1]
+    return Measured(Result(case.what, case.against, other / mine, mine, other, equal), *memory, rounds=len(ours))
 
 
-def show(results: list[tuple[Result, int | None, int | None]]) -> Table:
+def show(rows: list[Measured]) -> Table:
     """For people."""
     table = Table(title="ours against what a user would run instead")
     for name in ("what", "against"):
         table.add_column(name)
     for name in ("ratio", "ours, s", "theirs, s", "ours, MB", "theirs, MB", "equal"):
         table.add_column(name, justify="right")
-    for result, mine, other in results:
+    for row in rows:
+        result = row.result
         table.add_row(
             result.what,
             result.against,
             f"{result.ratio:.1f} x",
             f"{result.ours_seconds:.4f}",
             f"{result.theirs_seconds:.4f}",
-            *("–" if held is None else f"{held / 1e6:.0f}" for held in (mine, other)),
+            *("–" if held is None else f"{held / 1e6:.0f}" for held in (row.ours_bytes, row.theirs_bytes)),
             {True: "yes", False: "NO", None: "–"}[result.equal],
         )
     return table
 
 
-def timing_rows(
-    results: list[tuple[Result, int | None, int | None]], grown: list[growth.Row], bench: Bench
-) -> pd.DataFrame:
+def timing_rows(ratios: list[Measured], grown: list[growth.Row], bench: Bench) -> pd.DataFrame:
     """Everything measured, with where it was measured."""
     rows: list[growth.Row] = []
-    for result, *memory in results:
-        sides = (("ours", result.ours_seconds), (result.against, result.theirs_seconds))
-        rows += [
-            {"axis": "ratio", "what": result.what, "who": who, "seconds": seconds, "peak_bytes": peak}
-            | {"rounds": bench.rounds}
-            for (who, seconds), peak in zip(sides, memory, strict=True)
-        ]
+    for row in ratios:
+        of = row.result
+        for who, seconds, peak in (
+            ("ours", of.ours_seconds, row.ours_bytes),
+            (of.against, of.theirs_seconds, row.theirs_bytes),
+        ):
+            rows.append({"axis": "ratio", "what": of.what, "who": who, "seconds": seconds, "peak_bytes": peak})
+            rows[-1]["rounds"] = row.rounds
     columns = ["axis", "value", "what", "who", "seconds", "low", "high", "peak_bytes", "rounds"]
     table = pd.DataFrame(rows + grown, columns=columns)
     gpu = bench.device == "cuda"
@@ -169,7 +180,8 @@ def main(bench: Bench, sizes: Sizes | None = None, quick: bool = False) -> int:
     with tempfile.TemporaryDirectory(prefix="sapo-bench-") as folder:
         for make in cases(world, Path(folder)):
             results.append(run(make(), world, bench.rounds))
-            console.print(f"[{time.perf_counter() - start:4.0f} s] {results[-1][0].what}: {results[-1][0].ratio:.1f} x")
+            result = results[-1].result
+            console.print(f"[{time.perf_counter() - start:4.0f} s] {result.what}: {result.ratio:.1f} x")
         grown = []
         for row in growth.all_growth(world, Path(folder), quick) if bench.growth else ():
             grown.append(row)
@@ -180,13 +192,13 @@ def main(bench: Bench, sizes: Sizes | None = None, quick: bool = False) -> int:
     console.print(show(results))
     bench.out.mkdir(parents=True, exist_ok=True)
     with write_atomically(bench.out / "bench.json") as temporary:
-        temporary.write_text(json.dumps([asdict(result) for result, *_ in results], indent=1) + "\n")
+        temporary.write_text(json.dumps([asdict(row.result) for row in results], indent=1) + "\n")
     table = timing_rows(results, grown, bench)
     for out in filter(None, (bench.out, bench.record)):
         with write_atomically(out / "timing.csv") as temporary:
             table.to_csv(temporary, index=False, float_format="%.6g")
     console.print(f"{time.perf_counter() - start:.0f} s; {bench.out}/bench.json and timing.csv")
-    different = [result.what for result, *_ in results if result.equal is False]
+    different = [row.result.what for row in results if row.result.equal is False]
     if different:
         console.print(f"[bold]results differ: {', '.join(different)}")
     return int(bool(different))

@@ -3,6 +3,7 @@
 Both sides do the same work and their results are compared in the same run; a row is `equal` only if that holds.
 """
 
+import functools
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -56,8 +57,11 @@ class Case:
     tensors: bool = True
 
 
-def update_case(world: World) -> Case:
-    """Log-probabilities, loss and gradients of one batch of groups; theirs as TRL makes them."""
+def update_case(world: World, sharing_alone: bool = False) -> Case:
+    """Log-probabilities, loss and gradients of one batch of groups.
+
+    Theirs takes the log-softmax of TRL, or, to see what sharing alone does, ours.
+    """
     sizes, model = world.sizes, world.model
     layout, trie = world.layout(sizes.steps), world.trie(sizes.items, sizes.steps)
     prompts = world.prompts(sizes.prompts, sizes.prompt_tokens)
@@ -68,25 +72,28 @@ def update_case(world: World) -> Case:
     rewards = torch.rand(len(ids), sizes.steps, generator=torch.Generator().manual_seed(3))
     advantages = step_advantages(rewards, sizes.group_size)
     advantages = to_tokens(advantages.to(ids.device), steps)
+    at = written & ~forced_tokens(ids, layout, trie)
 
     def logps(shared: bool) -> Tensor:
         if shared:
             share_prompts(model)
             packed = PackedGroups(prompts, mask.bool(), ids, written)
-            at = written & ~forced_tokens(ids, layout, trie)
             logits = packed.logits(model, packed.predictor[at])
-            return completion_logps(logits, ids, at, layout, trie, pad_id=PAD, eos_ids=[EOS], sid_logps="full")
-        model.set_attn_implementation("sdpa")
-        rows = prompts.repeat_interleave(sizes.group_size, 0)
-        attend = torch.cat([torch.ones_like(rows), written.long()], 1)
-        logits = model(
-            input_ids=torch.cat([rows, ids], 1),
-            attention_mask=attend,
-            position_ids=(attend.cumsum(1) - 1).clamp(min=0),
-            use_cache=False,
-            logits_to_keep=ids.shape[1] + 1,
-        ).logits[:, :-1]
-        return selective_log_softmax(logits, ids)
+        else:
+            model.set_attn_implementation("sdpa")
+            rows = prompts.repeat_interleave(sizes.group_size, 0)
+            attend = torch.cat([torch.ones_like(rows), written.long()], 1)
+            logits = model(
+                input_ids=torch.cat([rows, ids], 1),
+                attention_mask=attend,
+                position_ids=(attend.cumsum(1) - 1).clamp(min=0),
+                use_cache=False,
+                logits_to_keep=ids.shape[1] + 1,
+            ).logits[:, :-1]
+            if not sharing_alone:
+                return selective_log_softmax(logits, ids)
+            logits = logits[at]
+        return completion_logps(logits, ids, at, layout, trie, pad_id=PAD, eos_ids=[EOS], sid_logps="full")
 
     def update(shared: bool) -> tuple[Tensor, Tensor]:
         model.train()
@@ -111,7 +118,8 @@ def update_case(world: World) -> Case:
         relative = (my_gradient - their_gradient).norm() / their_gradient.norm()
         return bool(apart <= CLOSE_ENOUGH and relative <= CLOSE_ENOUGH and their_gradient.norm() > 0)
 
-    return Case("policy update", "same model, prompts repeated", lambda: update(True), lambda: update(False), equal)
+    what = "policy update, sharing alone" if sharing_alone else "policy update"
+    return Case(what, "same model, prompts repeated", lambda: update(True), lambda: update(False), equal)
 
 
 def sample(world: World, steps: int, greedy: bool = False) -> Rollouts:
@@ -174,18 +182,18 @@ def beam_case(world: World, beams: int, batch: int = 64, prompt_tokens: int = 64
     ids, trie = world.token_ids(sizes.levels), world.trie(sizes.items, sizes.levels)
     prompts = world.prompts(batch, prompt_tokens)
     mask = torch.ones_like(prompts)
-    children = dict_of_sets(world.sids(sizes.items, sizes.levels))
+    children = functools.cache(lambda: dict_of_sets(world.sids(sizes.items, sizes.levels)))  # not if never asked
     first = [int(level[0]) for level in ids]
 
     def callback(row: int, sequence: Tensor) -> list[int]:
         codes = tuple(token - first[level] for level, token in enumerate(sequence[prompt_tokens:].tolist()))
         # a beam that transformers keeps although its score is -inf has left the tree
-        return [first[len(codes)] + code for code in children.get(codes, ())] or [PAD]
+        return [first[len(codes)] + code for code in children().get(codes, ())] or [PAD]
 
     def ours() -> Beams:
         return constrained_beam_search(model, prompts, mask, trie, ids, beams)
 
-    def theirs() -> Any:
+    def theirs(scores: bool = False) -> Any:
         model.set_attn_implementation("sdpa")
         model.eval()
         config = GenerationConfig(
@@ -198,13 +206,13 @@ def beam_case(world: World, beams: int, batch: int = 64, prompt_tokens: int = 64
             early_stopping=False,
             pad_token_id=PAD,
             eos_token_id=EOS,
-            return_dict_in_generate=True,
-            output_scores=True,
+            return_dict_in_generate=scores,
+            output_scores=scores,
         )
         return model.generate(prompts, attention_mask=mask, generation_config=config, prefix_allowed_tokens_fn=callback)
 
     def equal() -> bool:
-        mine, other = ours(), theirs()
+        mine, other = ours(), theirs(scores=True)
         codes = other.sequences.view(batch, beams, -1)[..., prompt_tokens:].cpu() - torch.tensor(first)
         scores = other.sequences_scores.view(batch, beams).cpu()
         return same_lists(mine, codes, scores)
@@ -282,8 +290,9 @@ def advantages_case(world: World, prompts: int = 4096, group: int = 16, steps: i
         return to_tokens(step_advantages(rewards, group), token_steps)
 
     def theirs() -> Tensor:
-        """The shape of verl's estimators: scores gathered by prompt in a dict, then one row after the other."""
-        advantages, result = torch.zeros_like(rewards), torch.zeros(token_steps.shape, device=world.device)
+        """The shape of verl's estimators: scores gathered by prompt in a dict, one row after the other, and all rows
+        handed to tokens at once."""
+        advantages = torch.zeros_like(rewards)
         for step in range(steps):
             scores: dict[int, list[Tensor]] = defaultdict(list)
             for row, prompt in enumerate(index):
@@ -292,10 +301,7 @@ def advantages_case(world: World, prompts: int = 4096, group: int = 16, steps: i
             std = {prompt: torch.stack(of_group).std() for prompt, of_group in scores.items()}
             for row, prompt in enumerate(index):
                 advantages[row, step] = (rewards[row, step] - mean[prompt]) / (std[prompt] + 1e-4)
-        for row in range(len(index)):
-            for step in range(steps):
-                result[row][token_steps[row] == step] = advantages[row, step]
-        return result
+        return advantages.gather(1, token_steps.clamp(min=0)) * (token_steps >= 0)
 
     def equal() -> bool:
         return bool((ours() - theirs()).abs().max() <= CLOSE_ENOUGH)

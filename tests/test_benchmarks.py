@@ -20,13 +20,13 @@ FIELDS = ["what", "against", "ratio", "ours_seconds", "theirs_seconds", "equal"]
 
 def test_every_result_is_compared_and_written(tmp_path, monkeypatch):
     """All rows but those whose size is fixed, which the next test takes; and how cost grows."""
-    few = lambda world, parent: list(cases(world, parent))[:5]  # noqa: E731
+    few = lambda world, parent: list(cases(world, parent))[:6]  # noqa: E731
     monkeypatch.setattr("benchmarks.__main__.cases", few)
     monkeypatch.setattr("benchmarks.growth.with_items", lambda world, values: iter(()))
     status = main(Bench(out=tmp_path, rounds=1, record=tmp_path / "record"), TOY, quick=True)
     assert status == 0
     rows = json.loads((tmp_path / "bench.json").read_text())
-    assert [list(row) for row in rows] == [FIELDS] * 5
+    assert [list(row) for row in rows] == [FIELDS] * 6
     assert all(row["equal"] is True for row in rows)
     assert [row["ratio"] for row in rows] == pytest.approx(
         [row["theirs_seconds"] / row["ours_seconds"] for row in rows]
@@ -34,6 +34,7 @@ def test_every_result_is_compared_and_written(tmp_path, monkeypatch):
     assert [row["what"].partition(" (")[0] for row in rows] == [
         "training step",
         "policy update",
+        "policy update, sharing alone",
         "sampling rollouts",
         "beam search 10 beams",
         "beam search 50 beams",

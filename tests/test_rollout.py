@@ -114,7 +114,7 @@ def test_logps_of_sampling_equal_those_of_training(sid_logps, min_words):
     _, layout, trie, model, vocab = make_world(1)
     options = {"min_block_tokens": min_words, "sid_logps": sid_logps, "temperature": 0.7}
     prompt, mask, out = sample(model, layout, trie, vocab, **options)
-    logits = forward_logits(model, prompt, mask, out, 5) / 0.7
+    logits = forward_logits(model, prompt, mask, out, 5)
     again = completion_logps(
         logits.flatten(0, 1),
         out.completion_ids,
@@ -124,6 +124,7 @@ def test_logps_of_sampling_equal_those_of_training(sid_logps, min_words):
         pad_id=PAD,
         eos_ids=[EOS],
         min_block_tokens=min_words,
+        temperature=0.7,
         sid_logps=sid_logps,
     )
     torch.testing.assert_close(out.logps[out.sampled], again[out.sampled], atol=1e-4, rtol=1e-4)
@@ -261,15 +262,21 @@ def test_beam_rollouts_are_one_thought_and_its_likeliest_items():
 
 
 @pytest.mark.parametrize("sid_logps", ["trie", "full"])
-@pytest.mark.parametrize("min_words", [0, 2])
-def test_gradients_of_log_probabilities_are_those_of_masked_softmaxes(sid_logps, min_words):
+@pytest.mark.parametrize(("min_words", "temperature"), [(0, 1.0), (2, 0.7)])
+def test_gradients_of_log_probabilities_are_those_of_masked_softmaxes(sid_logps, min_words, temperature):
     """Against autograd through each token's own masked softmax; places that are left out get 0 and no gradient."""
     _, layout, trie, model, vocab = make_world(6)
     prompt, mask, out = sample(model, layout, trie, vocab, min_block_tokens=min_words, block_budget=5)
     ids, at = out.completion_ids, out.sampled.clone()
     at[0] = False  # a completion that nothing is asked of
     logits = forward_logits(model, prompt, mask, out, 5).detach()[at]
-    options = {"pad_id": PAD, "eos_ids": [EOS], "min_block_tokens": min_words, "sid_logps": sid_logps}
+    options = {
+        "pad_id": PAD,
+        "eos_ids": [EOS],
+        "min_block_tokens": min_words,
+        "temperature": temperature,
+        "sid_logps": sid_logps,
+    }
     weights = torch.randn(int(at.sum()), generator=torch.Generator().manual_seed(0))
 
     mine = logits.clone().requires_grad_()
@@ -295,8 +302,23 @@ def test_gradients_of_log_probabilities_are_those_of_masked_softmaxes(sid_logps,
             allowed = torch.zeros(vocab, dtype=torch.bool)
             codes = trie.allowed(out.sids[row : row + 1, :level])[0]
             allowed[layout.sid_token_ids[level][codes]] = True
-        expected.append(theirs[number].masked_fill(~allowed, float("-inf")).log_softmax(0)[ids[row, column]])
+        masked = (theirs[number] / temperature).masked_fill(~allowed, float("-inf"))
+        expected.append(masked.log_softmax(0)[ids[row, column]])
     expected = torch.stack(expected)
     torch.testing.assert_close(values[at], expected, atol=1e-5, rtol=1e-5)
     (expected * weights).sum().backward()
     torch.testing.assert_close(mine.grad, theirs.grad, atol=1e-5, rtol=1e-5)
+
+    # the same batch many times, more than one piece of the softmax, gives the same
+    times = 1 + 2**19 // logits.numel()
+    many = logits.repeat(times, 1).requires_grad_()
+    values = completion_logps(many * 1.0, ids.repeat(times, 1), at.repeat(times, 1), layout, trie, **options)
+    torch.testing.assert_close(values[at.repeat(times, 1)], expected.repeat(times), atol=1e-5, rtol=1e-5)
+    (values[at.repeat(times, 1)] * weights.repeat(times)).sum().backward()
+    torch.testing.assert_close(many.grad, mine.grad.repeat(times, 1), atol=1e-6, rtol=1e-5)
+
+    # of half precision, the gradient is computed in full and rounded at the end
+    half, full = (logits.bfloat16().to(dtype).requires_grad_() for dtype in (torch.bfloat16, torch.float32))
+    for each in (half, full):
+        (completion_logps(each * 1.0, ids, at, layout, trie, **options)[at] * weights).sum().backward()
+    assert torch.equal(half.grad, full.grad.bfloat16())

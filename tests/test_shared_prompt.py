@@ -9,8 +9,12 @@ from hypothesis import strategies as st
 from transformers import (
     BambaConfig,
     BambaForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
+    GptOssConfig,
+    GptOssForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     Qwen3Config,
@@ -109,7 +113,7 @@ def check_update(model, prompts, mask, ids, written):
     assert (got - expected).norm() <= 1e-5 * expected.norm()
     assert expected.norm() > 0.01
     # each prompt stands once in what the model reads, and the last token of a completion, which predicts nothing, not
-    assert packed.input_ids.shape == (1, int(mask.sum()) + int(written.sum()) - len(ids))
+    assert packed.input_ids.shape == (1, int(mask.sum()) + int(written.sum()) - int(written.any(1).sum()))
 
 
 @pytest.mark.parametrize("name", BUILDERS)
@@ -121,13 +125,20 @@ def test_an_update_is_that_of_prompts_repeated(name, checkpointing):
     check_update(model, *batch([7, 2, 5], [4, 1, 6, 3, 3, 2], 2))
 
 
+@pytest.mark.parametrize("name", ["qwen", "llama"])
+def test_an_update_where_sums_of_weights_are_not_to_be_had(name, monkeypatch):
+    """As on a GPU: the keys of prompts are copied beside those of completions."""
+    monkeypatch.setattr("sapo.policy.shared_prompt.can_join", lambda *_: False)
+    check_update(build(name).train(), *batch([7, 2, 5], [4, 1, 6, 3, 3, 2], 2))
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.data())
 def test_an_update_of_any_shape(data):
     prompts = data.draw(st.integers(1, 4))
     group = data.draw(st.integers(1, 4))
     lengths = data.draw(st.lists(st.integers(1, 9), min_size=prompts, max_size=prompts))
-    completions = data.draw(st.lists(st.integers(1, 6), min_size=prompts * group, max_size=prompts * group))
+    completions = data.draw(st.lists(st.integers(0, 6), min_size=prompts * group, max_size=prompts * group))
     right, seed = data.draw(st.booleans()), data.draw(st.integers(0, 99))
     if sum(completions) < 2:
         completions[0] = 2  # one log-probability alone has weight -1 and little else to compare
@@ -214,6 +225,18 @@ def test_other_layers_are_refused():
     assert not can_share_prompts(model)
     with pytest.raises(InputError, match="BambaForCausalLM cannot share prompts"):
         share_prompts(model)
+
+
+def test_other_attention_than_a_softmax_of_scores_is_refused():
+    capped = Gemma2ForCausalLM(Gemma2Config(**SMALL, num_key_value_heads=2, head_dim=8))
+    assert capped.config.attn_logit_softcapping == 50
+    sinks = GptOssForCausalLM(GptOssConfig(**SMALL, num_key_value_heads=2, head_dim=8, num_local_experts=2))
+    for model in (capped, sinks):
+        assert not can_share_prompts(model)
+        with pytest.raises(InputError, match="cannot share prompts"):
+            share_prompts(model)
+    capped.config.attn_logit_softcapping = None
+    assert can_share_prompts(capped)
 
 
 def test_a_prompt_of_nothing_is_refused():

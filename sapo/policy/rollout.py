@@ -309,22 +309,24 @@ def completion_logps(
     *,
     pad_id: int,
     eos_ids: Sequence[int],
+    temperature: float = 1.0,
     min_block_tokens: int = 0,
     sid_logps: Literal["trie", "full"] = "trie",
 ) -> Float[Tensor, "B T"]:
     """Log-probabilities of given completions under the sets that the decoder allowed.
 
-    `logits` are those that predict each of the M tokens `at` some places, row by row, divided by the temperature; the
-    backward pass overwrites them. Other places get 0. A token that its set does not hold, as other engines may emit, is
-    scored by the full softmax. Forced closings cannot be told from chosen ones by the ids; the caller's mask of sampled
-    tokens leaves them out.
+    `logits` are those that predict each of the M tokens `at` some places, row by row, before the temperature divides
+    them; the backward pass overwrites them. Other places get 0. A token that its set does not hold, as other engines
+    may emit, is scored by the full softmax. Forced closings cannot be told from chosen ones by the ids; the caller's
+    mask of sampled tokens leaves them out.
     """
     vocabulary = logits.shape[-1]
     # which tokens compete: 0 all, 1 a block's, 2 a block's while it may not end yet, -1 the codes after a prefix
     in_block = block_tokens(layout, vocabulary, pad_id, eos_ids).to(logits.device)
     early = in_block.clone()
     early[layout.think_end_id] = False
-    sets = torch.stack([torch.ones_like(in_block), in_block, early])
+    never = torch.zeros(vocabulary, device=logits.device)
+    outside = [None, never.masked_fill(~in_block, NEVER), never.masked_fill(~early, NEVER)]
     which = torch.zeros_like(completion_ids)
     codes: list[tuple[Tensor, Tensor]] = []
     if sid_logps == "trie":
@@ -346,7 +348,7 @@ def completion_logps(
             which[row, place] = -1
             tokens = layout.sid_token_ids[level].to(logits.device)[children.clamp(min=0)]
             codes.append((number[row, place], torch.where(children < 0, -1, tokens)))
-    values = _SetLogps.apply(logits, completion_ids[at], which[at], ~sets, codes)
+    values = _SetLogps.apply(logits, completion_ids[at], which[at], outside, codes, temperature)
     logps = values.new_zeros(at.shape).masked_scatter(at, values)
     return logps if sid_logps == "full" else logps.masked_fill(reading.is_open, 0.0)
 
@@ -364,51 +366,69 @@ class _SetLogps(torch.autograd.Function):
         logits: Float[Tensor, "M V"],
         chosen: Int[Tensor, "M"],
         which: Int[Tensor, "M"],
-        outside: Bool[Tensor, "S V"],
+        outside: list[Float[Tensor, "V"] | None],
         codes: list[tuple[Int[Tensor, "m"], Int[Tensor, "m C"]]],
+        temperature: float,
     ) -> Float[Tensor, "M"]:
         """
         Args:
-            which, outside: the tokens that do not compete for each row, as a row of `outside`; -1 for rows of `codes`.
+            which, outside: for each row a place in `outside`, -1 for rows of `codes`. There, 0 for tokens that compete
+                and -inf for others, or None if all compete.
             codes: rows, and the few tokens that compete there, -1 where there are fewer.
         """
-        ctx.save_for_backward(logits, chosen, which, outside)
-        ctx.codes = codes
+        ctx.save_for_backward(logits, chosen, which)
+        ctx.outside, ctx.codes, ctx.temperature = outside, codes, temperature
         result = logits.new_zeros(len(logits), dtype=torch.float)
-        for rows, options in _SetLogps.pieces(logits, which, outside):
+        for rows, options in _SetLogps.pieces(logits, which, outside, temperature):
             result[rows] = options.log_softmax(-1).gather(1, chosen[rows, None])[:, 0]
         for rows, tokens in codes:
-            options = _SetLogps.few(logits, rows, tokens)
-            result[rows] = logits[rows, chosen[rows]].float() - options.logsumexp(-1)
+            options = _SetLogps.few(logits, rows, tokens, temperature)
+            result[rows] = _SetLogps.few(logits, rows, chosen[rows, None], temperature)[:, 0] - options.logsumexp(-1)
         return result
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Float[Tensor, "M"]) -> tuple[Tensor, None, None, None, None]:
-        logits, chosen, which, outside = ctx.saved_tensors
+    def backward(ctx: Any, gradient: Float[Tensor, "M"]) -> tuple[Tensor | None, ...]:
+        logits, chosen, which = ctx.saved_tensors
+        chosen, gradient, temperature = chosen[:, None], gradient[:, None], ctx.temperature
         result = logits.detach()  # the same memory; a second backward pass is refused by autograd
-        for rows, options in _SetLogps.pieces(logits, which, outside):
-            result[rows] = options.softmax(-1).mul_(-gradient[rows, None]).to(result.dtype)
+        for rows, options in _SetLogps.pieces(logits, which, ctx.outside, temperature):
+            share = options.softmax(-1).mul_(-gradient[rows]).scatter_add_(1, chosen[rows], gradient[rows])
+            result[rows] = share.div_(temperature).to(result.dtype)
         for rows, tokens in ctx.codes:
-            share = _SetLogps.few(logits, rows, tokens).softmax(-1).mul_(-gradient[rows, None])
-            result[rows] = torch.zeros_like(result[rows]).scatter_add_(1, tokens.clamp(min=0), share.to(result.dtype))
-        result.scatter_add_(1, chosen[:, None], gradient[:, None].to(result.dtype))
-        return result, None, None, None, None
+            share = _SetLogps.few(logits, rows, tokens, temperature).softmax(-1).mul_(-gradient[rows])
+            share += gradient[rows] * (tokens == chosen[rows])
+            share = share.div_(temperature).to(result.dtype)
+            result[rows] = torch.zeros_like(result[rows]).scatter_add_(1, tokens.clamp(min=0), share)
+        return result, None, None, None, None, None
 
     @staticmethod
     def pieces(
-        logits: Float[Tensor, "M V"], which: Int[Tensor, "M"], outside: Bool[Tensor, "S V"]
-    ) -> Iterator[tuple[Int[Tensor, "c"], Float[Tensor, "c V"]]]:
+        logits: Float[Tensor, "M V"],
+        which: Int[Tensor, "M"],
+        outside: list[Float[Tensor, "V"] | None],
+        temperature: float,
+    ) -> Iterator[tuple[Int[Tensor, "c"] | slice, Float[Tensor, "c V"]]]:
         """Rows that share a set of tokens, a few at a time, and their logits, -inf for what does not compete."""
-        elements = 2**18 if logits.device.type == "cpu" else 2**26
+        count = max(1, (2**18 if logits.device.type == "cpu" else 2**26) // logits.shape[1])
         for number, excluded in enumerate(outside):
-            for rows in (which == number).nonzero()[:, 0].split(max(1, elements // logits.shape[1])):
-                if len(rows):
-                    yield rows, logits[rows].float().masked_fill_(excluded, NEVER)
+            every = (which == number).nonzero()[:, 0]
+            for start in range(0, len(every), count):
+                if len(every) == len(which):  # then a piece is no copy
+                    rows: Tensor | slice = slice(start, start + count)
+                    options = logits[rows]
+                else:
+                    rows = every[start : start + count]
+                    options = logits.index_select(0, rows)
+                options = options.float() if temperature == 1 else options.float() / temperature
+                yield rows, options if excluded is None else options + excluded
 
     @staticmethod
-    def few(logits: Float[Tensor, "M V"], rows: Int[Tensor, "m"], tokens: Int[Tensor, "m C"]) -> Float[Tensor, "m C"]:
-        return logits[rows[:, None], tokens.clamp(min=0)].float().masked_fill_(tokens < 0, NEVER)
+    def few(
+        logits: Float[Tensor, "M V"], rows: Int[Tensor, "m"], tokens: Int[Tensor, "m C"], temperature: float
+    ) -> Float[Tensor, "m C"]:
+        options = logits[rows[:, None], tokens.clamp(min=0)].float() / temperature
+        return options.masked_fill_(tokens < 0, NEVER)
 
 
 def forced_tokens(completion_ids: Int[Tensor, "B T"], layout: ReasoningLayout, trie: SidTrie) -> Bool[Tensor, "B T"]:

@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sapo.errors import InputError
+from sapo.policy.joined_attention import can_join, joined_attention
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -30,13 +31,16 @@ _LAYERS = {"full_attention", "sliding_attention"}
 
 
 def can_share_prompts(model: "PreTrainedModel") -> bool:
-    """Whether every layer of the model is attention that can be replaced."""
-    layers = getattr(model.config.get_text_config(), "layer_types", None) or ["full_attention"]
-    return model._can_set_attn_implementation() and set(layers) <= _LAYERS
+    """Whether every layer of the model is attention that can be replaced, a plain softmax of scaled scores."""
+    config = model.config.get_text_config()
+    layers = getattr(config, "layer_types", None) or ["full_attention"]
+    capped = getattr(config, "attn_logit_softcapping", None) is not None
+    sinks = any(hasattr(module, "sinks") for module in model.modules())
+    return model._can_set_attn_implementation() and set(layers) <= _LAYERS and not capped and not sinks
 
 
 def share_prompts(model: "PreTrainedModel") -> None:
-    """Let the model take `sharing=` in its forward call; without it, attention is torch's as before.
+    """Let the model take `sharing=` in its forward call; without it, attention is torch's, whichever it was before.
 
     Raises:
         InputError: a model that has other layers, or whose attention cannot be replaced.
@@ -46,8 +50,8 @@ def share_prompts(model: "PreTrainedModel") -> None:
 
     if not can_share_prompts(model):
         raise InputError(
-            f"{type(model).__name__} cannot share prompts: it has layers other than attention, or attention that "
-            f"transformers does not let a caller replace."
+            f"{type(model).__name__} cannot share prompts: it has layers other than attention, attention with capped "
+            f"scores or sinks, or attention that transformers does not let a caller replace."
         )
     AttentionInterface.register(NAME, _attention)
     AttentionMaskInterface.register(NAME, sdpa_mask)
@@ -121,23 +125,27 @@ class PackedGroups:
     ) -> Float[Tensor, "1 N H D"]:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-        stream = [states[0].transpose(0, 1) for states in (query, key, value)]
-        count = len(self.prompts.row)
-        prompt = [self.prompts.pad(states[:count]) for states in stream]
+        sizes = [len(self.prompts.row), len(self.completions.row)]
+        stream = [states.squeeze(0).transpose(0, 1).split(sizes) for states in (query, key, value)]
+        prompt = [self.prompts.pad(states) for states, _ in stream]
         causal = self.prompts.window_mask(window)
         output = sdpa_attention_forward(module, *prompt, causal, dropout=dropout, scaling=scaling)[0]
         outputs = [self.prompts.unpad(output)]
         if self.completions.width:
-            own = [self.completions.pad(states[count:]) for states in stream]
-            # to `sdpa`, the keys of a completion are those of its prompt and its own
-            keys, values = (
-                torch.cat([shared[:, None].expand(-1, self.group_size, -1, -1, -1).flatten(0, 1), states], 2)
-                for shared, states in zip(prompt[1:], own[1:], strict=True)
-            )
-            if window not in self._masks:
-                self._masks[window] = self._mask(window)
-            mask = self._masks[window]
-            output = sdpa_attention_forward(module, own[0], keys, values, mask, dropout=dropout, scaling=scaling)[0]
+            own = [self.completions.pad(states) for _, states in stream]
+            whole = window is None or self.prompts.width + self.completions.width <= window
+            if whole and can_join(own, dropout):
+                output = joined_attention(own, prompt[1:], self.prompts.lengths, scaling).transpose(1, 2)
+            else:
+                # to `sdpa`, the keys of a completion are those of its prompt and its own
+                own[1:] = (
+                    torch.cat([shared[:, None].expand(-1, self.group_size, -1, -1, -1).flatten(0, 1), states], 2)
+                    for shared, states in zip(prompt[1:], own[1:], strict=True)
+                )
+                if window not in self._masks:
+                    self._masks[window] = self._mask(window)
+                mask = self._masks[window]
+                output = sdpa_attention_forward(module, *own, mask, dropout=dropout, scaling=scaling)[0]
             outputs.append(self.completions.unpad(output))
         return torch.cat(outputs)[None]
 
@@ -377,9 +385,6 @@ def _attention(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **options
         )
-    for name in ("softcap", "s_aux"):
-        if options.get(name) is not None:
-            raise InputError(f"{type(module).__name__} uses {name} in its attention, which shared prompts do not have.")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     return sharing.attend(module, query, key, value, scaling, dropout, options.get("sliding_window")), None
 
@@ -410,7 +415,7 @@ def _read(
         use_cache=False,
         logits_to_keep=places,
         sharing=sharing,
-    ).logits[0]
+    ).logits.squeeze(0)  # whose gradient, unlike that of [0], is no copy
 
 
 def _no_mask(ids: Tensor) -> Bool[Tensor, "1 1 1 1"]:

@@ -14,6 +14,7 @@ from sapo.errors import InputError
 # than the sorted prefixes that another level is searched in.
 DENSE = 1 / 32
 
+
 class Children(NamedTuple):
     """What follows each of M nodes; -1 behind the last child. C = most children of any node of that depth."""
 
@@ -26,10 +27,10 @@ class SidTrie:
 
     The prefixes of d codes that items have, in ascending order, are the nodes 0 .. n-1 of depth d. The children of all
     nodes of a depth lie one behind the other in one array, so a node's are found by where they begin; where no node has
-    many, they lie in a table of a row a node. Either way a batch of nodes reads its children in one gather. Who walks down the
-    tree carries nodes and searches nothing. A prefix of codes is found as an integer, its codes read as digits: in the
-    first levels, which are dense, by counting the set bits of a bitmap before it, below them by binary search. Built by
-    one sort (compare STATIC, arXiv 2602.22647).
+    many, they lie in a table of a row a node. Either way a batch of nodes reads its children in one gather. Who walks
+    down the tree carries nodes and searches nothing. A prefix of codes is found as an integer, its codes read as
+    digits: in the first levels, which are dense, by counting the set bits of a bitmap before it, below them by binary
+    search. Built by one sort (compare STATIC, arXiv 2602.22647).
 
     Args:
         sids: codes of every item, 0-based.

@@ -648,7 +648,7 @@ class SAPOTrainer(GRPOTrainer):
                 ).logits[:, :-1]
                 logits = logits.flatten(0, 1)
         return completion_logps(
-            logits if self.temperature == 1 else logits / self.temperature,
+            logits,
             completion,
             at,
             self.layout,
@@ -656,6 +656,7 @@ class SAPOTrainer(GRPOTrainer):
             pad_id=self._tokenizer.pad_token_id,
             eos_ids=end_ids(self.accelerator.unwrap_model(model)),
             min_block_tokens=self.args.min_block_tokens,
+            temperature=self.temperature,
             sid_logps=self.args.sid_logps,
         )
 
