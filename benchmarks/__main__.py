@@ -152,7 +152,7 @@ def timing_rows(ratios: list[Measured], grown: list[growth.Row], bench: Bench) -
         ):
             rows.append({"axis": "ratio", "what": of.what, "who": who, "seconds": seconds, "peak_bytes": peak})
             rows[-1]["rounds"] = row.rounds
-    columns = ["axis", "value", "what", "who", "seconds", "low", "high", "peak_bytes", "rounds"]
+    columns = ["axis", "value", "what", "setup", "who", "seconds", "low", "high", "peak_bytes", "rounds"]
     table = pd.DataFrame(rows + grown, columns=columns)
     gpu = bench.device == "cuda"
     machine = torch.cuda.get_device_name() if gpu else f"{processor()}, {torch.get_num_threads()} threads"

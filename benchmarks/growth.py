@@ -54,79 +54,93 @@ def both(case: Case) -> dict[str, Callable[[], Any]]:
 def with_group_size(world: World, values: tuple[int, ...]) -> Iterator[Row]:
     for value in values:
         grown = replace_sizes(world, group_size=value)
+        setup = f"{in_prompts(grown)}, {grown.sizes.new_tokens} words"
         for case in (update_case(grown), rollout_case(grown)):
-            yield from labelled("completions a prompt", value, case.what, measure(grown, both(case)))
+            yield from labelled("completions a prompt", value, case.what, setup, measure(grown, both(case)))
 
 
 def with_prompt(world: World, values: tuple[int, ...]) -> Iterator[Row]:
     for value in values:
         grown = replace_sizes(world, prompt_tokens=value)
+        sizes = grown.sizes
+        setup = f"{sizes.prompts} prompts, G = {sizes.group_size}, {sizes.new_tokens} words"
         for case in (update_case(grown), rollout_case(grown)):
-            yield from labelled("prompt tokens", value, case.what, measure(grown, both(case)))
+            yield from labelled("prompt tokens", value, case.what, setup, measure(grown, both(case)))
 
 
 def with_steps(world: World, values: tuple[int, ...], words: int = 4) -> Iterator[Row]:
     """K blocks of `words` words and K levels: completions grow with K too."""
     for value in values:
         grown = replace_sizes(world, steps=value, new_tokens=value * words, codes=64, levels=value)
-        case = update_case(grown)
-        yield from labelled("steps K", value, case.what, measure(grown, both(case)))
+        case, setup = update_case(grown), f"{in_prompts(grown)}, G = {grown.sizes.group_size}, {words} words a step"
+        yield from labelled("steps K", value, case.what, setup, measure(grown, both(case)))
         rollouts = {"ours": lambda grown=grown, value=value: sample(grown, value)}
-        yield from labelled("steps K", value, "sampling rollouts", measure(grown, rollouts))
+        yield from labelled("steps K", value, "sampling rollouts", setup, measure(grown, rollouts))
 
 
-def with_beams(world: World, values: tuple[int, ...], longest: int = 50) -> Iterator[Row]:
+def with_beams(world: World, values: tuple[int, ...], longest: int = 50, batch: int = 64) -> Iterator[Row]:
     """transformers' search only up to `longest` beams: it takes its time."""
+    grown = replace_sizes(world, prompts=batch, prompt_tokens=64)
+    setup = f"{in_prompts(grown)}, {grown.sizes.items:,} items"
     for value in values:
-        case = beam_case(world, value)
+        case = beam_case(grown, value, batch, grown.sizes.prompt_tokens)
         calls = both(case) if value <= longest else {"ours": case.ours}
-        yield from labelled("beams", value, "beam search", measure(world, calls))
+        yield from labelled("beams", value, "beam search", setup, measure(world, calls))
 
 
-def with_items(world: World, values: tuple[int, ...], longest: int = 1_000_000) -> Iterator[Row]:
-    """The trie of four levels, and 10 beams over it; a dict of sets only up to `longest` items."""
+def with_items(
+    world: World, values: tuple[int, ...], longest: int = 1_000_000, beams: int = 10, levels: int = 4
+) -> Iterator[Row]:
+    """The trie of some levels, and beams over one of three; a dict of sets only up to `longest` items."""
     for value in values:
-        grown = replace_sizes(world, items=value, levels=3)
-        case = beam_case(grown, 10, batch=16)
-        yield from labelled("items", value, "beam search", measure(grown, {"ours": case.ours}))
-        sids, sizes = world.sids(value, 4), (world.sizes.codes,) * 4
+        grown = replace_sizes(world, items=value, levels=3, prompts=16, prompt_tokens=64)
+        case, setup = beam_case(grown, beams, 16, 64), f"{in_prompts(grown)}, {beams} beams"
+        yield from labelled("items", value, "beam search", setup, measure(grown, {"ours": case.ours}))
+        sids, sizes = world.sids(value, levels), (world.sizes.codes,) * levels
+        setup = f"{levels} levels of {world.sizes.codes} codes"
         calls: dict[str, Callable[[], Any]] = {"ours": lambda sids=sids, sizes=sizes: SidTrie(sids, sizes)}
         if value <= longest:
             calls["dict of sets"] = lambda sids=sids: dict_of_sets(sids)
         trie = SidTrie(sids, sizes)
-        for of in labelled("items", value, "trie build", measure(world, calls, tensors=False)):
+        for of in labelled("items", value, "trie build", setup, measure(world, calls, tensors=False)):
             # what stays is what counts here, and Python's own objects are no tensors
             yield of | {"peak_bytes": trie.num_bytes if of["who"] == "ours" else None}
         trie = trie.to(world.device)
         asked = sids[:10_000, :-1].contiguous().to(world.device)
         allowed = {"ours": lambda trie=trie, asked=asked: trie.allowed(asked)}
-        yield from labelled("items", value, "trie allowed", measure(world, allowed, tensors=False))
+        yield from labelled("items", value, "trie allowed", setup, measure(world, allowed, tensors=False))
 
 
-def whole_steps(world: World, parent: Path, rounds: int = 9) -> Iterator[Row]:
+def whole_steps(world: World, parent: Path, rounds: int = 9, steps: int = 3) -> Iterator[Row]:
     """Seconds of one update, rollouts included: SAPO against GRPO in the same set-up, shared prompts or not."""
-    grown = replace_sizes(world, steps=3)
+    grown = replace_sizes(world, steps=steps)
     trainers, sizes = Trainers(grown, parent), grown.sizes
     targets = sample(grown, sizes.steps).sids[:: sizes.group_size].cpu()
     new_tokens = sizes.new_tokens + 3 * sizes.steps
-    steps = {
+    setup = f"{in_prompts(grown)}, G = {sizes.group_size}, K = {sizes.steps}"
+    setup += f", completions of {new_tokens} tokens, {sizes.new_tokens} of them words"
+    trained = {
         "sapo": Steps(grown, trainers.ours("sapo", targets)),
         "grpo": Steps(grown, trainers.ours("grpo", targets)),
         "sapo, prompts repeated": Steps(grown, trainers.ours("sapo", targets, share_prompts=False)),
         "grpo, stock TRL": Steps(grown, trainers.theirs(targets, new_tokens=new_tokens)),
     }
-    memory = {who: peak_bytes(grown, step.run) for who, step in steps.items()}
-    seconds: dict[str, list[float]] = {who: [] for who in steps}
+    memory = {who: peak_bytes(grown, step.run) for who, step in trained.items()}
+    seconds: dict[str, list[float]] = {who: [] for who in trained}
     for _ in range(rounds):
-        for who, step in steps.items():
+        for who, step in trained.items():
             seconds[who].append(step.run())
     for who, values in seconds.items():
-        yield from labelled("step", new_tokens, "training step", [row(who, values, memory[who])])
+        yield from labelled("step", new_tokens, "training step", setup, [row(who, values, memory[who])])
 
 
-def labelled(axis: str, value: int, what: str, rows: Any) -> Iterator[Row]:
+def labelled(axis: str, value: int, what: str, setup: str, rows: Any) -> Iterator[Row]:
     for of in rows:
-        yield {"axis": axis, "value": value, "what": what} | of
+        yield {"axis": axis, "value": value, "what": what, "setup": setup} | of
+
+
+def in_prompts(world: World) -> str:
+    return f"{world.sizes.prompts} prompts of {world.sizes.prompt_tokens} tokens"
 
 
 def replace_sizes(world: World, **sizes: Any) -> World:

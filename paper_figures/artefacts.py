@@ -94,7 +94,7 @@ def find_timing(out: Path, given: Path | None) -> tuple[Path, pd.DataFrame]:
     path = find_recorded(out, given, "timing.csv")
     texts = ("axis", "what", "who", "size", "dtype", "machine", "versions")
     optional = ("value", "low", "high", "peak_bytes")  # a ratio has no range, and not all memory is that of tensors
-    rows = read_csv(path, (*texts, *optional, "seconds", "rounds"))
+    rows = read_csv(path, (*texts, "setup", *optional, "seconds", "rounds"))
     rows = to_numbers(rows, ["seconds", "rounds"], str(path))
     if rows.empty:
         raise InputError(f"{path}: no rows.")
@@ -103,12 +103,18 @@ def find_timing(out: Path, given: Path | None) -> tuple[Path, pd.DataFrame]:
     return path, rows
 
 
-def where(rows: pd.DataFrame) -> str:
-    """The machine, precision and versions of timed rows, for a caption."""
-    return "; ".join(
-        f"{row.machine}, {row.dtype}, {row.versions}."
-        for row in rows[["machine", "dtype", "versions"]].drop_duplicates().itertuples()
-    )
+def setups(rows: pd.DataFrame) -> str:
+    """What stayed the same over timed rows, for a caption."""
+    return "; ".join(dict.fromkeys(rows["setup"]))
+
+
+def how_timed(rows: pd.DataFrame) -> str:
+    """Number of calls, machine, precision and versions of timed rows, for a caption."""
+    fewest, most = int(rows["rounds"].min()), int(rows["rounds"].max())
+    calls = f"{fewest}" if fewest == most else f"{fewest} to {most}"
+    machines = rows[["machine", "dtype", "versions"]].drop_duplicates().itertuples()
+    where = "; ".join(f"{row.machine}, {row.dtype}, {row.versions}" for row in machines)
+    return f"Medians of {calls} calls in turns after one to warm up; {where}."
 
 
 def read_worlds(

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pandas as pd
-from artefacts import Artefact, command_line, find_timing, save_figure, where
+from artefacts import Artefact, command_line, find_timing, how_timed, save_figure, setups
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -53,17 +53,16 @@ def main(out: Path, results: Path | None = None) -> list[Artefact]:
     path, rows = find_timing(out, results)
     with figure_style():
         files = save_figure(draw(rows), out, NAME)
+    shown = rows[rows["axis"].isin([axis for axis, *_ in PANELS])]
     instead = "; ".join(
         f"{what}: {', '.join(sorted(set(of_what['who']) - {'ours'}))}"
-        for what, of_what in rows[rows["axis"].isin([axis for axis, *_ in PANELS])].groupby("what")
+        for what, of_what in shown.groupby("what")
         if set(of_what["who"]) - {"ours"}
     )
+    by_axis = ". ".join(f"Over {axis}: {setups(of_axis)}" for axis, of_axis in shown.groupby("axis", sort=False))
     caption = (
-        f"Median of {int(rows['rounds'].min())} calls in turns after one to warm up, bars from the fastest to the "
-        f"slowest call. 8 prompts of 128 tokens, G = 16, 24 words, unless the axis says otherwise (4 words a step over "
-        f"K); beams on 64 prompts of 64 tokens, over items on 16. The trie over items has 4 levels of 256 codes; its "
-        f"memory is what stays, that of the others the most that tensors hold at once. Instead: {instead}. "
-        f"{where(rows)}"
+        f"Bars from the fastest to the slowest call. {by_axis}. Memory of a trie is what stays, that of the others the "
+        f"most that tensors hold at once. Instead: {instead}. {how_timed(shown)}"
     )
     return [Artefact(NAME, "How cost grows", caption, "measured", files, path)]
 

@@ -3,14 +3,14 @@
 from pathlib import Path
 
 import pandas as pd
-from artefacts import Artefact, command_line, find_timing, save_table, where
+from artefacts import Artefact, command_line, find_timing, how_timed, save_table, setups
 
 NAME = "table_group_size"
 
 
 def per_group_size(rows: pd.DataFrame) -> pd.DataFrame:
     """A row a group size and kind of work; growth is the time of a row over that of half its completions."""
-    rows = rows[(rows["axis"] == "completions a prompt")].sort_values(["what", "value"])
+    rows = rows.sort_values(["what", "value"])
     lines = []
     for what, of_what in rows.groupby("what", sort=False):
         ours = of_what[of_what["who"] == "ours"].set_index("value")
@@ -37,11 +37,11 @@ def per_group_size(rows: pd.DataFrame) -> pd.DataFrame:
 def main(out: Path, results: Path | None = None) -> list[Artefact]:
     """One table, from timing.csv, which `make bench` writes."""
     path, rows = find_timing(out, results)
+    rows = rows[rows["axis"] == "completions a prompt"]
     table = per_group_size(rows)
     caption = (
-        f"8 prompts of 128 tokens, completions of 27 tokens, 24 of them words. Growth: the time of a row over that of "
-        f"the row of half its completions. Medians of calls in turns; memory is the most that tensors hold at once. "
-        f"{where(rows)}"
+        f"{setups(rows)}. Growth: the time of a row over that of the row of half its completions. Memory is the most "
+        f"that tensors hold at once. {how_timed(rows)}"
     )
     files = save_table(table, out, NAME, caption)
     return [Artefact(NAME, "Time and memory by completions a prompt", caption, "measured", files, path, table)]

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pandas as pd
-from artefacts import Artefact, command_line, find_timing, save_table, where
+from artefacts import Artefact, command_line, find_timing, how_timed, save_table, setups
 
 NAME = "table_timing"
 STEPS = {
@@ -16,7 +16,7 @@ STEPS = {
 
 def seconds_per_update(rows: pd.DataFrame) -> pd.DataFrame:
     """A row a trainer, rollouts, rewards, reference and optimizer included."""
-    steps = rows[rows["axis"] == "step"].set_index("who").loc[list(STEPS)]
+    steps = rows.set_index("who").loc[list(STEPS)]
     return pd.DataFrame(
         {
             "trainer": list(STEPS.values()),
@@ -31,12 +31,11 @@ def seconds_per_update(rows: pd.DataFrame) -> pd.DataFrame:
 def main(out: Path, results: Path | None = None) -> list[Artefact]:
     """One table, from timing.csv, which `make bench` writes."""
     path, rows = find_timing(out, results)
-    step = rows[rows["axis"] == "step"].iloc[0]
+    rows = rows[rows["axis"] == "step"]
     table = seconds_per_update(rows)
     caption = (
-        f"One optimizer step with its rollouts, rewards and reference policy: 32 prompts of 128 tokens, G = 16, K = 3, "
-        f"completions of {step['value']:g} tokens, 24 of them words. Stock TRL samples as many tokens freely. Median "
-        f"of {step['rounds']:g} steps in turns; memory is the most that tensors hold at once. {where(rows)}"
+        f"One optimizer step with its rollouts, rewards and reference policy: {setups(rows)}. Stock TRL samples as "
+        f"many tokens freely. Memory is the most that tensors hold at once. {how_timed(rows)}"
     )
     files = save_table(table, out, NAME, caption)
     return [Artefact(NAME, "Seconds per update", caption, "measured", files, path, table)]

@@ -456,7 +456,7 @@ def fake_timing() -> pd.DataFrame:
             rows.append((axis, value, what, "ours", 0.1 * 1.5**power, 1e7 * 1.5**power))
             rows.append((axis, value, what, "the rest", 0.2 * 2**power, 4e7 * 2**power))
     table = pd.DataFrame(rows, columns=["axis", "value", "what", "who", "seconds", "peak_bytes"])
-    table = table.assign(low=table["seconds"] * 0.9, high=table["seconds"] * 1.2, rounds=3)
+    table = table.assign(low=table["seconds"] * 0.9, high=table["seconds"] * 1.2, rounds=3, setup="9 prompts")
     return table.assign(size="small", dtype="float32", machine="a CPU, 2 threads", versions="torch 2, trl 1")
 
 
@@ -467,7 +467,11 @@ def test_timing_tables(out):
     assert table.loc["SAPO", ["seconds per update", "of GRPO"]].tolist() == ["1.10", "1.10"]
     assert table.loc["GRPO, stock TRL", "of GRPO"] == "5.50"
     assert table.loc["GRPO", "fastest, slowest"] == "0.90, 1.20"
-    assert "a CPU, 2 threads, float32, torch 2, trl 1" in artefact.caption
+    assert "9 prompts." in artefact.caption
+    assert (
+        "Medians of 3 calls in turns after one to warm up; a CPU, 2 threads, float32, torch 2, trl 1."
+        in artefact.caption
+    )
     (artefact,) = import_module("table_group_size").main(out)
     table = artefact.table.set_index(["work", "G"])
     assert table.loc[("policy update", "4"), "growth"] == ""
