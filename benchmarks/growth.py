@@ -13,7 +13,7 @@ from benchmarks.ratios import Case, Steps, Trainers, beam_case, dict_of_sets, ro
 from benchmarks.world import World, peak_bytes
 from sapo.semantic_ids.trie import SidTrie
 
-ROUNDS, MOST_ROUNDS, ENOUGH = 3, 15, 3.0  # calls of each side, and seconds of all after which no more are made
+ROUNDS, MOST_ROUNDS, ENOUGH = 5, 15, 3.0  # calls of each side, and seconds of all after which no more are made
 Row = dict[str, Any]
 
 
@@ -151,12 +151,12 @@ def replace_sizes(world: World, **sizes: Any) -> World:
 
 
 def all_growth(world: World, parent: Path, quick: bool = False) -> Iterator[Row]:
-    """Everything, on a fourth of the prompts; `quick` looks at two points of each."""
+    """Everything, most of it on a fourth of the prompts; `quick` looks at two points of each."""
     few = replace_sizes(world, prompts=max(2, world.sizes.prompts // 4))
     yield from whole_steps(world, parent)
     torch.manual_seed(0)
     some = slice(0, 2) if quick else slice(None)
-    yield from with_group_size(few, (4, 8, 16, 32, 64)[some])
+    yield from with_group_size(world, (4, 8, 16, 32, 64)[some])
     yield from with_prompt(few, (32, 64, 128, 256, 512)[some])
     yield from with_steps(few, (2, 3, 4, 6, 8)[some])
     yield from with_beams(world, (1, 5, 10, 20, 50, 100)[some])

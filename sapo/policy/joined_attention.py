@@ -64,15 +64,14 @@ class _JoinedAttention(torch.autograd.Function):
         scaling: float,
     ) -> Float[Tensor, "R H T D"]:
         attend = getattr(torch.ops.aten, _FORWARD)
-        repeats = query.shape[1] // own_key.shape[1]
         by_prompt, by_row = _folding(query, shared_key)
         shared, shared_sum = attend(by_prompt(query), shared_key, shared_value, 0.0, attn_mask=mask, scale=scaling)
-        keys, values = (states.repeat_interleave(repeats, 1) for states in (own_key, own_value))
+        keys, values = (_for_heads(states, query) for states in (own_key, own_value))
         own, own_sum = attend(query, keys, values, 0.0, True, scale=scaling)
-        shared, shared_sum = by_row(shared), by_row(shared_sum[..., None])
-        both_sum = torch.logaddexp(shared_sum, own_sum[..., None])
-        output = shared * (shared_sum - both_sum).exp() + own * (own_sum[..., None] - both_sum).exp()
-        output = output.to(query.dtype)  # sums are float32
+        shared, shared_sum, own_sum = by_row(shared), by_row(shared_sum[..., None]), own_sum[..., None]
+        share = (shared_sum - own_sum).sigmoid()  # of the prompt in all weights; sums are float32 at least
+        output = torch.lerp(own.to(share.dtype), shared.to(share.dtype), share).to(query.dtype)
+        both_sum = torch.logaddexp(shared_sum, own_sum)
         ctx.save_for_backward(query, own_key, own_value, shared_key, shared_value, mask, output, both_sum)
         ctx.scaling = scaling
         return output
@@ -82,8 +81,7 @@ class _JoinedAttention(torch.autograd.Function):
     def backward(ctx: Any, gradient: Float[Tensor, "R H T D"]) -> tuple[Tensor | None, ...]:
         query, own_key, own_value, shared_key, shared_value, mask, output, both_sum = ctx.saved_tensors
         attend_backward = getattr(torch.ops.aten, _BACKWARD)
-        heads, scaling = own_key.shape[1], ctx.scaling
-        repeats = query.shape[1] // heads
+        scaling = ctx.scaling
         by_prompt, by_row = _folding(query, shared_key)
         of_query, of_shared_key, of_shared_value = attend_backward(
             by_prompt(gradient),
@@ -97,12 +95,20 @@ class _JoinedAttention(torch.autograd.Function):
             attn_mask=mask,
             scale=scaling,
         )
-        keys, values = (states.repeat_interleave(repeats, 1) for states in (own_key, own_value))
-        by_own, of_own_key, of_own_value = attend_backward(
+        keys, values = (_for_heads(states, query) for states in (own_key, own_value))
+        of_own_query, *of_own = attend_backward(
             gradient, query, keys, values, output, both_sum[..., 0], 0.0, True, scale=scaling
         )
-        of_own_key, of_own_value = (x.unflatten(1, (heads, repeats)).sum(2) for x in (of_own_key, of_own_value))
-        return by_row(of_query) + by_own, of_own_key, of_own_value, of_shared_key, of_shared_value, None, None
+        heads = own_key.shape[1]
+        if heads < query.shape[1]:
+            of_own = [states.unflatten(1, (heads, -1)).sum(2) for states in of_own]
+        return by_row(of_query) + of_own_query, *of_own, of_shared_key, of_shared_value, None, None
+
+
+def _for_heads(states: Float[Tensor, "R h T D"], query: Float[Tensor, "R H T D"]) -> Float[Tensor, "R H T D"]:
+    """Keys or values once for each query head; no copy if there is one each."""
+    repeats = query.shape[1] // states.shape[1]
+    return states[:, :, None].expand(-1, -1, repeats, -1, -1).flatten(1, 2)
 
 
 def _folding(query: Float[Tensor, "R H T D"], shared: Float[Tensor, "B h P D"]) -> Any:
