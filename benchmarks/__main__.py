@@ -47,7 +47,7 @@ class Bench:
     out: Path = HERE / "out"
     """Folder of bench.json and timing.csv."""
     rounds: int = 5
-    """Calls of each side at least; the median counts. What takes less than half a second gets three times as many."""
+    """Calls of each side at least; the median counts. What takes less than half a second gets five times as many."""
     size: Literal["small", "large"] = "small"
     """"small" is a laptop's; "large" is a random model as large as Qwen3-0.6B, for a GPU."""
     device: Literal["cpu", "cuda"] = "cpu"
@@ -113,7 +113,7 @@ def run(case: Case, world: World, rounds: int) -> Measured:
         case.ours()
         case.theirs()
     ours, theirs = [], []
-    while len(ours) < rounds or (len(ours) < 3 * rounds and max(theirs) < 0.5):
+    while len(ours) < rounds or (len(ours) < 5 * rounds and max(theirs) < 0.5):
         ours.append(seconds(case.ours))
         theirs.append(seconds(case.theirs))
     mine, other = statistics.median(ours), statistics.median(theirs)

@@ -3,6 +3,7 @@
 Both sides do the same work and their results are compared in the same run; a row is `equal` only if that holds.
 """
 
+import copy
 import functools
 import time
 from collections import defaultdict
@@ -177,8 +178,10 @@ def rollout_case(world: World) -> Case:
 
 
 def beam_case(world: World, beams: int, batch: int = 64, prompt_tokens: int = 64) -> Case:
-    """K steps of beam search over the catalogue."""
+    """K steps of beam search over the catalogue; each side has a model of its own, set up once."""
     sizes, model = world.sizes, world.model
+    sharing = copy.deepcopy(model).eval()
+    share_prompts(sharing)
     ids, trie = world.token_ids(sizes.levels), world.trie(sizes.items, sizes.levels)
     prompts = world.prompts(batch, prompt_tokens)
     mask = torch.ones_like(prompts)
@@ -191,7 +194,7 @@ def beam_case(world: World, beams: int, batch: int = 64, prompt_tokens: int = 64
         return [first[len(codes)] + code for code in children().get(codes, ())] or [PAD]
 
     def ours() -> Beams:
-        return constrained_beam_search(model, prompts, mask, trie, ids, beams)
+        return constrained_beam_search(sharing, prompts, mask, trie, ids, beams)
 
     def theirs(scores: bool = False) -> Any:
         model.set_attn_implementation("sdpa")

@@ -48,6 +48,8 @@ def share_prompts(model: "PreTrainedModel") -> None:
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
+    if model.config._attn_implementation == NAME:
+        return
     if not can_share_prompts(model):
         raise InputError(
             f"{type(model).__name__} cannot share prompts: it has layers other than attention, attention with capped "
@@ -55,8 +57,7 @@ def share_prompts(model: "PreTrainedModel") -> None:
         )
     AttentionInterface.register(NAME, _attention)
     AttentionMaskInterface.register(NAME, sdpa_mask)
-    if model.config._attn_implementation != NAME:
-        model.set_attn_implementation(NAME)
+    model.set_attn_implementation(NAME)
 
 
 @contextmanager
