@@ -1,13 +1,14 @@
 """The command `sapo`. Every option is a field of a dataclass below; `sapo COMMAND --help` explains them."""
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from sapo.errors import InputError
+from sapo.semantic_ids.config import TokenizerConfig
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -199,11 +200,9 @@ class Lab:
 
 
 @dataclass(frozen=True)
-class Data:
-    """Check a data folder and print what is in it."""
+class Describe:
+    """Check a data folder and print what is in it, and what its test rows give away."""
 
-    action: tyro.conf.Positional[Literal["describe"]]
-    """What to do with the folder."""
     folder: tyro.conf.Positional[Path]
     """Folder of TSV files."""
     sids: str = "sids"
@@ -214,7 +213,124 @@ class Data:
         from sapo.data.interactions import Interactions
 
         print(Catalog.load(self.folder, self.sids).describe().to_string(header=False))
-        print(Interactions.load(self.folder).describe().to_string(header=False))
+        interactions = Interactions.load(self.folder)
+        print(interactions.describe().to_string(header=False))
+        print(interactions.leakage().to_string(float_format="{:.4f}".format))
+
+
+@dataclass(frozen=True)
+class Amazon:
+    """Make a data folder of raw Amazon reviews, SIDs included. A download that broke is gone on with."""
+
+    category: tyro.conf.Positional[str]
+    """Name of the category in the release, for instance Office_Products or, of 2014, Beauty."""
+    out: Path | None = None
+    """The folder; data/CATEGORY where left out."""
+    raw: Path = Path("data/raw")
+    """Folder of downloads."""
+    reviews: Path | None = None
+    """A file of reviews or ratings to read instead of downloading one."""
+    products: Path | None = None
+    """A file of product metadata to read instead of downloading one."""
+    release: Literal["2018", "2014"] = "2018"
+    """Which Amazon Reviews."""
+    k: int = 5
+    """Users and items keep at least so many interactions with each other (k-core)."""
+    since: str | None = None
+    """First day of the time window, as 2016-10-01."""
+    until: str | None = None
+    """Day after the last of the time window."""
+    repeats: Literal["first", "keep"] = "first"
+    """Of several reviews of an item by a user keep the first, or all, as MiniOneRec does."""
+    max_title_words: int | None = None
+    """Leave out items without a title or with a longer one (MiniOneRec: 20)."""
+    chronological: bool = True
+    """Write the rows of MiniOneRec's 8:1:1 cut in time as the published split, beside leave-one-out."""
+    tokenizer: Annotated[TokenizerConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=TokenizerConfig)
+    """How items get their SIDs."""
+
+    def __call__(self) -> None:
+        from sapo.data.amazon import Filter, build
+
+        _at_least_one("k", self.k)
+        folder = self.out or Path("data") / self.category
+        kept = Filter(self.k, self.since, self.until, self.repeats, self.max_title_words)
+        for line in build(
+            self.category, folder, self.raw, kept, self.release, self.reviews, self.products, self.chronological
+        ):
+            print(line)
+        Tokenize(folder, tokenizer=self.tokenizer)()
+
+
+@dataclass(frozen=True)
+class Tokenize:
+    """Give the items of a data folder SIDs learnt from their texts, and print what they are like."""
+
+    folder: tyro.conf.Positional[Path]
+    """Folder of TSV files."""
+    name: str = "sids"
+    """Of the SIDs: writes NAME.tsv.gz and NAME.safetensors, the tokenizer for items to come."""
+    split: Split = "auto"
+    """Whose training sequences letter looks at."""
+    tokenizer: Annotated[TokenizerConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=TokenizerConfig)
+    """How items get their SIDs."""
+
+    def __call__(self) -> None:
+        from sapo.data.interactions import Interactions
+        from sapo.semantic_ids.report import sid_report
+        from sapo.semantic_ids.tokenizer import tokenize_folder
+
+        sequences = None
+        if self.tokenizer.method == "letter":
+            interactions = Interactions.load(self.folder)
+            published = interactions.has_published if self.split == "auto" else self.split == "published_test"
+            sequences = (interactions.published() if published else interactions.leave_one_out()).sequences
+        catalog, tokenizer = tokenize_folder(self.folder, self.name, self.tokenizer, sequences)
+        for fact, value in sid_report(catalog.sids, tokenizer.vectors, catalog.categories).items():
+            print(f"{fact:24}{value:.4g}")
+        print(self.folder / f"{self.name}.tsv.gz")
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Fit every tokenizer to data folders, three seeds each, and describe its SIDs beside those of the folders."""
+
+    folders: tyro.conf.Positional[tuple[Path, ...]]
+    """Folders of TSV files."""
+    to: Path = Path("paper_figures/out")
+    """Folder of tokenizers.csv, from which `sapo figures --out` of it draws. Rows of other data folders stay."""
+    seeds: int = 3
+    """How many seeds."""
+
+    def __call__(self) -> None:
+        import pandas as pd
+
+        from sapo.analysis.tokenizers import Comparison, compare
+        from sapo.runs import write_table
+
+        _at_least_one("seeds", self.seeds)
+        path = self.to / "tokenizers.csv"
+        for rows in compare(self.folders, Comparison(seeds=tuple(range(self.seeds)))):
+            if path.is_file():
+                old = pd.read_csv(path)
+                rows = pd.concat([old[old["dataset"] != rows["dataset"].iloc[0]], rows])
+            write_table(_rounded(rows, 6), path)
+        print(path)
+
+
+@dataclass(frozen=True)
+class Data:
+    """Look at a data folder, make one of raw Amazon reviews, give its items SIDs, or compare ways to do that."""
+
+    action: tyro.conf.OmitArgPrefixes[
+        Annotated[Describe, tyro.conf.subcommand("describe", prefix_name=False)]
+        | Annotated[Amazon, tyro.conf.subcommand("amazon", prefix_name=False)]
+        | Annotated[Tokenize, tyro.conf.subcommand("tokenize", prefix_name=False)]
+        | Annotated[Compare, tyro.conf.subcommand("compare", prefix_name=False)]
+    ]
+
+    def __call__(self) -> None:
+        self.action()
 
 
 Command = (

@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,10 +13,12 @@ from pathlib import Path
 import pandas as pd
 import psutil
 import pytest
+from test_amazon import raw_files
 from test_experiments import TINY
 
 from sapo import claims, cli, recipes
 from sapo.analysis import laboratory
+from sapo.data.catalog import Catalog
 from sapo.data.synthetic import SyntheticCatalogue
 
 
@@ -211,3 +214,44 @@ def test_lab_writes_its_table(tiny, tmp_path, monkeypatch):
     written = pd.read_csv(tmp_path / "exact.csv")
     assert written["objective"].tolist() == ["grpo", "sapo"] * 2
     assert written["seed"].tolist() == [0, 0, 1, 1]
+
+
+def test_from_raw_files_to_figures(tiny, tmp_path, capsys):
+    """What `sapo data amazon ... && make reproduce DATA=...` does."""
+    reviews, products = raw_files(tmp_path)
+    shop = tmp_path / "home"
+    raw = ["--reviews", reviews, "--products", products, "--out", shop]
+    tiny("data", "amazon", "Home", *raw, "--method", "rkmeans", "--levels", 4, 4, 4)
+    said = capsys.readouterr().out
+    assert "1 broken lines" in said
+    assert "360 interactions of 24 items by 40 users are left" in said
+    assert "perplexity_1" in said
+    tiny("data", "describe", shop)
+    assert "target of the day of the item before" in capsys.readouterr().out
+    out = tmp_path / "out"
+    tiny("run", "--data", shop, "--out", out, "--seeds", 1, "--objectives", "sapo", "--ablations", "--workers", 1)
+    results = pd.read_csv(out / "results.csv")
+    assert set(results["split"]) == {"published_test"}
+    assert "sapo" in set(results["method"])
+    tiny("figures", "--out", out)
+    assert (out / "index.html").is_file()
+
+
+def test_tokenize_and_compare(tiny, folder, tmp_path, capsys):
+    shop = tmp_path / "shop"
+    shutil.copytree(folder, shop)
+    tiny("data", "tokenize", shop, "--name", "sids_letter", "--method", "letter", "--levels", 4, 4, "--epochs", 2)
+    assert Catalog.load(shop, "sids_letter").num_levels == 2
+    assert (shop / "sids_letter.safetensors").is_file()
+    assert "sids_letter.tsv.gz" in capsys.readouterr().out
+    tiny("data", "compare", shop, "--to", tmp_path, "--seeds", 1)
+    rows = pd.read_csv(tmp_path / "tokenizers.csv")
+    assert set(rows["dataset"]) == {"shop"}
+    assert set(rows.loc[rows["source"] == "published", "tokenizer"]) == {"sids", "sids_letter"}
+    fitted = rows[rows["source"] == "measured"].pivot(index="tokenizer", columns="metric", values="value")
+    assert set(fitted.index) == {"rkmeans", "rkmeans_balanced", "rqvae", "lcrec", "letter"}
+    assert (fitted["collision_rate"] <= fitted["collisions_left"]).all()
+    assert fitted["reconstruction_error"].between(0, 1.2).all()
+    before = len(rows)
+    tiny("data", "compare", shop, "--to", tmp_path, "--seeds", 1)  # rows of a folder are replaced, not added
+    assert len(pd.read_csv(tmp_path / "tokenizers.csv")) == before

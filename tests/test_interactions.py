@@ -3,6 +3,7 @@
 from collections import Counter
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -339,3 +340,57 @@ def test_published_statistics(shared_data, place, numbers, mean, middle, repeats
     assert facts.get("published_test: test rows") == test_rows
     # every user gives two items away and starts with one
     assert facts["leave_one_out: train rows"] == numbers[3] - 3 * numbers[0]
+
+
+# ---------------------------------------------------------------------------------------------------- leakage
+
+
+def test_leakage_by_hand():
+    items, days = [[0, 5, 5], [7, 3, 4], [9, 1, 2, 1]], [[1, 2, 2], [4, 5, 6], [1, 1, 3, 3]]
+    pairs = PublishedPairs(
+        ["a", "b", "c"],
+        [[0, 5], [7], [9, 1]],
+        Rows(["b"], [[7]], [3]),
+        Rows(["b", "c", "c"], [[7, 3], [9, 1], [9, 1, 2]], [4, 2, 1]),
+    )
+    report = Interactions(["a", "b", "c"], items, 10, pairs, days).leakage()
+    alone = report["leave_one_out"]  # targets 5, 4, 1 after 5, 3, 2
+    assert alone["test rows"] == 3
+    assert alone["target in its history"] == pytest.approx(2 / 3)
+    assert alone["target of the day of the item before"] == pytest.approx(2 / 3)  # of a and c
+    assert alone["target numbered 1 to 3 from the item before"] == pytest.approx(2 / 3)  # 4 after 3, 1 after 2
+    assert alone["rows whose target no training sequence holds"] == 2  # trained on 0, 7, 9 and 1: 5 and 4 are new
+    published = report["published_test"]  # 4 after 3, 2 after 1, 1 after 2
+    assert published["target in its history"] == pytest.approx(1 / 3)
+    assert published["target of the day of the item before"] == pytest.approx(1 / 3)  # c's days 1, 1, 3, 3
+    assert published["rows whose target no training sequence holds"] == 2
+    assert report.loc["the same of items numbered at random"].tolist() == [0.6, 0.6]
+    unknown = Interactions(["a"], [[0, 5, 5]], 10).leakage()
+    assert pd.isna(unknown.loc["target of the day of the item before", "leave_one_out"])
+
+
+@pytest.mark.parametrize(
+    ("place", "same_day", "near", "repeated", "unseen"),
+    [("office", 0.515, 0.070, 0.024, 87), ("industrial", 0.393, 0.062, 0.028, 160)],
+)
+def test_published_leakage(shared_data, place, same_day, near, repeated, unseen):
+    """The cautions of the data's README."""
+    report = Interactions.load(shared_data / place).leakage()["published_test"]
+    assert report["target of the day of the item before"] == pytest.approx(same_day, abs=5e-4)
+    assert report["target numbered 1 to 3 from the item before"] == pytest.approx(near, abs=5e-4)
+    assert report["target in its history"] == pytest.approx(repeated, abs=5.1e-4)
+    assert report["rows whose target no training sequence holds"] == unseen
+
+
+def test_days_come_back_and_are_checked(tmp_path):
+    data = Interactions(["u"], [[0, 1, 2]], 5, days=[[3, 4, 4]])
+    folder(tmp_path, ("items",))
+    data.save(tmp_path)
+    loaded = Interactions.load(tmp_path)
+    assert loaded.days == [[3, 4, 4]]
+    assert loaded.content_hash == Interactions(["u"], [[0, 1, 2]], 5).content_hash  # days are not what is learnt from
+    with pytest.raises(InputError, match="days must hold one number for each item"):
+        Interactions(["u"], [[0, 1, 2]], 5, days=[[3, 4]])
+    (tmp_path / "sequences.tsv.gz").unlink()
+    with pytest.raises(InputError, match=r"line 2, column 'days': 2 days for 3 items"):
+        load(tmp_path, LEAVE_ONE_OUT, sequences="user_id\titems\tdays\nA\t0 1 2\t4 5\n")

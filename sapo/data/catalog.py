@@ -94,7 +94,12 @@ class Catalog:
     @cached_property
     def content_hash(self) -> str:
         """SHA-256 of SIDs and texts; the name does not count."""
-        return fingerprint([self.sids.tolist(), [getattr(self, attribute) for attribute in TEXTS.values()]])
+        return fingerprint([self.sids.tolist(), list(self.texts.values())])
+
+    @property
+    def texts(self) -> dict[str, list[str]]:
+        """Titles, brands, categories, descriptions and product ids, by attribute."""
+        return {attribute: getattr(self, attribute) for attribute in TEXTS.values()}
 
     def items_of(self, sid: Sequence[int] | Int[Tensor, "K"]) -> list[int]:
         """Items with exactly this SID, in order; none for a SID outside the catalogue."""
@@ -110,21 +115,16 @@ class Catalog:
         Raises:
             InputError: anything that does not fit; the message names the file, the line and the column.
         """
-        items = Table(folder, "items", required=("item_id", "title"))
-        texts = _by_item(items)
+        texts = load_texts(folder)
         codes = Table(folder, sids, required=("item_id", "sid_1", "sid_2"))
         levels = codes.columns[1:]
         if codes.columns[0] != "item_id" or levels != [f"sid_{level}" for level in range(1, len(levels) + 1)]:
             raise InputError(f"{codes.path}, line 1: the columns must be item_id, sid_1, sid_2, ..., in this order.")
         if len(levels) > 5:
             raise InputError(f"{codes.path}, line 1: {len(levels)} levels; a SID has 2 to 5.")
-        rows = _by_item(codes, len(texts))
-        return cls(
-            Path(folder).resolve().name,
-            torch.tensor([[row.integer(level, CODE_LIMIT) for level in levels] for row in rows]),
-            item_ids=list(range(len(texts))),
-            **{attribute: [row.fields.get(column, "") for row in texts] for column, attribute in TEXTS.items()},
-        )
+        rows = _by_item(codes, len(texts["titles"]))
+        sid = torch.tensor([[row.integer(level, CODE_LIMIT) for level in levels] for row in rows])
+        return cls(Path(folder).resolve().name, sid, item_ids=list(range(len(rows))), **texts)
 
     def save(self, folder: str | Path, sids: str = "sids") -> None:
         """Write what `load` reads. The same catalogue gives the same bytes.
@@ -132,8 +132,11 @@ class Catalog:
         Raises:
             InputError: a text that holds a tab or a line break.
         """
-        texts = (getattr(self, attribute) for attribute in TEXTS.values())
-        write_table(folder, "items", ["item_id", *TEXTS], zip(self.item_ids, *texts, strict=True))
+        write_table(folder, "items", ["item_id", *TEXTS], zip(self.item_ids, *self.texts.values(), strict=True))
+        self.save_sids(folder, sids)
+
+    def save_sids(self, folder: str | Path, sids: str = "sids") -> None:
+        """Write the SIDs alone, beside the items that are there."""
         levels = [f"sid_{level}" for level in range(1, self.num_levels + 1)]
         write_table(folder, sids, ["item_id", *levels], ([i, *sid] for i, sid in enumerate(self.sids.tolist())))
 
@@ -156,6 +159,16 @@ class Catalog:
         for item, sid in enumerate(self.sids.tolist()):
             items[tuple(sid)].append(item)
         return dict(items)
+
+
+def load_texts(folder: str | Path) -> dict[str, list[str]]:
+    """Columns of `items.tsv.gz` by the attribute of a catalogue, for items that may have no SIDs yet.
+
+    Raises:
+        InputError: as `Catalog.load`.
+    """
+    rows = _by_item(Table(folder, "items", required=("item_id", "title")))
+    return {attribute: [row.fields.get(column, "") for row in rows] for column, attribute in TEXTS.items()}
 
 
 def _by_item(table: Table, num_items: int | None = None) -> list[Row]:

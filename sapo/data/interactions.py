@@ -1,10 +1,11 @@
-"""User sequences, and the two ways to cut them into training, validation and test rows.
+"""User sequences, the two ways to cut them into training, validation and test rows, and what a cut lets through.
 
 A row is a history (item indices, oldest first) and the item that came next. Each cut has a training part of its own: a
 third of the published test targets are training targets under leave-one-out, so a policy of one must not be tested on
 the other.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +17,8 @@ import pandas as pd
 
 from sapo.data.tsv import Row, Table, fingerprint, write_table
 from sapo.errors import InputError
+
+DAY_LIMIT = 10**6
 
 
 @dataclass(frozen=True)
@@ -76,13 +79,15 @@ class Interactions:
 
     Raises:
         InputError: users and sequences of different numbers, a user given twice, a sequence of fewer than 3 items
-            (leave-one-out needs one to train, one to validate and one to test), an item outside 0..num_items-1.
+            (leave-one-out needs one to train, one to validate and one to test), an item outside 0..num_items-1,
+            another number of days than items.
     """
 
     user_ids: list[str]
     items: list[list[int]]
     num_items: int
     published_pairs: PublishedPairs | None = None
+    days: list[list[int]] | None = None  # since 1970-01-01, one an item, where known; no part of any hash
 
     def __post_init__(self) -> None:
         if len(self.user_ids) != len(self.items) or not self.items:
@@ -96,6 +101,8 @@ class Interactions:
                 raise InputError(f"user {user!r} has {len(sequence)} items; leave-one-out needs at least 3.")
             if min(sequence) < 0 or max(sequence) >= self.num_items:
                 raise InputError(f"user {user!r} has an item outside 0..{self.num_items - 1}.")
+        if self.days is not None and [len(days) for days in self.days] != [len(items) for items in self.items]:
+            raise InputError("days must hold one number for each item of each user.")
 
     @property
     def has_published(self) -> bool:
@@ -132,7 +139,7 @@ class Interactions:
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
-        """Read `sequences.tsv.gz` (user_id, items), and what else there is of the published cut.
+        """Read `sequences.tsv.gz` (user_id, items, and days where known), and what else there is of the published cut.
 
         Where there is a `test.tsv.gz`, it and `valid.tsv.gz` (user_id, history, target) are the rows, and training
         stops at the column n_train of `sequences_extended.tsv.gz`, or of `sequences.tsv.gz` where that file does not
@@ -144,20 +151,31 @@ class Interactions:
         """
         num_items = sum(1 for _ in Table(folder, "items", required=("item_id",)))
         users, sequences = [], []
-        for row, items in _sequences(Table(folder, "sequences", required=("user_id", "items")), num_items):
+        table = Table(folder, "sequences", required=("user_id", "items"))
+        days: list[list[int]] | None = [] if "days" in table.columns else None
+        for row, items in _sequences(table, num_items):
             if len(items) < 3:
                 raise row.error("items", f"{len(items)} items; leave-one-out needs at least 3 of every user.")
             users.append(row.fields["user_id"])
             sequences.append(items)
+            if days is not None:
+                days.append(row.integers("days", DAY_LIMIT))
+                if len(days[-1]) != len(items):
+                    raise row.error("days", f"{len(days[-1])} days for {len(items)} items; give one each.")
         if not users:
             raise InputError(
                 f"{folder}: the table sequences has no line after the header; it needs one for every user."
             )
-        return cls(users, sequences, num_items, _published_pairs(folder, num_items) if _holds(folder, "test") else None)
+        pairs = _published_pairs(folder, num_items) if _holds(folder, "test") else None
+        return cls(users, sequences, num_items, pairs, days)
 
     def save(self, folder: str | Path) -> None:
         """Write what `load` reads, beside the `items.tsv.gz` that `Catalog.save` writes."""
-        write_table(folder, "sequences", ["user_id", "items"], zip(self.user_ids, self.items, strict=True))
+        if self.days is None:
+            write_table(folder, "sequences", ["user_id", "items"], zip(self.user_ids, self.items, strict=True))
+        else:
+            dated = zip(self.user_ids, self.items, self.days, strict=True)
+            write_table(folder, "sequences", ["user_id", "items", "days"], dated)
         if self.published_pairs:
             pairs = self.published_pairs
             sequences = ([user, len(s), s] for user, s in zip(pairs.users, pairs.sequences, strict=True))
@@ -187,6 +205,78 @@ class Interactions:
             for part in ("train", "valid", "test"):
                 facts[f"{split.name}: {part} rows"] = len(getattr(split, part))
         return pd.DataFrame({"value": pd.Series(facts, dtype=object)})  # object: counts stay integers
+
+    def leakage(self) -> pd.DataFrame:
+        """What the test rows of each split give away, as shares of its rows; a column a split.
+
+        A target that its history holds is repeated, not found. Of items of one day only the file knows the order, so a
+        target of the day of the item before might as well have come first. Items that are numbered as they appear make
+        |target - item before| small, and then a number must be no feature. What no training sequence holds can only be
+        found by content.
+        """
+        columns = {}
+        for split in (self.leave_one_out(), self.published()) if self.has_published else (self.leave_one_out(),):
+            rows, trained = split.test, set().union(*split.sequences)
+            before = [history[-1] for history in rows.history]
+            gaps = [abs(target - last) for target, last in zip(rows.target, before, strict=True)]
+            facts: dict[str, float] = {
+                "test rows": len(rows),
+                "target in its history": float(
+                    np.mean([t in h for h, t in zip(rows.history, rows.target, strict=True)])
+                ),
+                "target of the day of the item before": self._same_day(rows),
+                "target numbered 1 to 3 from the item before": float(np.mean([1 <= gap <= 3 for gap in gaps])),
+                "the same of items numbered at random": 6 / self.num_items,
+                "rows whose target no training sequence holds": sum(target not in trained for target in rows.target),
+            }
+            columns[split.name] = pd.Series(facts, dtype=object)
+        return pd.DataFrame(columns)
+
+    def _same_day(self, rows: Rows) -> float:
+        """Share of rows whose target has the day of the item before it; rows are the last of each user's items."""
+        if self.days is None:
+            return float("nan")
+        number = {user: position for position, user in enumerate(self.user_ids)}
+        left = Counter(rows.user)  # rows of a user from here on, itself included
+        same = []
+        for user, target in zip(rows.user, rows.target, strict=True):
+            position = len(self.items[number[user]]) - left[user] if user in number else 0
+            left[user] -= 1
+            if position > 0 and self.items[number[user]][position] == target:
+                days = self.days[number[user]]
+                same.append(days[position] == days[position - 1])
+        return float(np.mean(same)) if same else float("nan")
+
+
+def chronological_pairs(
+    user_ids: list[str],
+    items: list[list[int]],
+    times: list[list[int]],
+    parts: tuple[int, int, int] = (8, 1, 1),
+    longest: int = 10,
+) -> PublishedPairs:
+    """Cut as MiniOneRec (arXiv 2510.24431) does: every item of every user that follows another one is a row, all rows
+    are sorted by time, and the first 8 of 10 parts are for training, the next for validation, the last for testing.
+
+    Rows of the same time keep the order of users and sequences. Histories of validation and test rows are cut to the
+    `longest` last items. A user's training sequence is what it took up to its last training row, at least one item.
+    """
+    users = [user for user, sequence in enumerate(items) for _ in sequence[1:]]
+    ends = [end for sequence in items for end in range(1, len(sequence))]
+    order = np.argsort([times[user][end] for user, end in zip(users, ends, strict=True)], kind="stable").tolist()
+    cuts = [len(order) * sum(parts[:count]) // sum(parts) for count in (1, 2)]
+    trained = Counter(users[row] for row in order[: cuts[0]])
+
+    def rows(chosen: list[int]) -> Rows:
+        places = [(users[row], ends[row]) for row in chosen]
+        return Rows(
+            [user_ids[user] for user, _ in places],
+            [items[user][max(0, end - longest) : end] for user, end in places],
+            [items[user][end] for user, end in places],
+        )
+
+    sequences = [sequence[: 1 + trained[user]] for user, sequence in enumerate(items)]
+    return PublishedPairs(user_ids, sequences, rows(order[cuts[0] : cuts[1]]), rows(order[cuts[1] :]))
 
 
 def _split(name: str, users: list[str], sequences: list[list[int]], valid: Rows, test: Rows) -> Split:

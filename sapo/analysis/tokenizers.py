@@ -1,0 +1,81 @@
+"""Tokenizers compared: SIDs of every method on data folders, beside the ones that came with the data."""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sapo.data.catalog import Catalog
+from sapo.data.interactions import Interactions
+from sapo.progress import progress_bar
+from sapo.semantic_ids.collisions import collision_rate, reassign
+from sapo.semantic_ids.config import Method, TokenizerConfig
+from sapo.semantic_ids.report import sid_report
+from sapo.semantic_ids.tokenizer import ItemTokenizer
+from sapo.semantic_ids.vectors import TextVectors, item_texts
+
+COLUMNS = ("dataset", "tokenizer", "source", "levels", "seed", "metric", "value")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Which methods, and with which seeds. Levels are as many as the folder's own SIDs have, of 256 codes."""
+
+    methods: tuple[Method, ...] = get_args(Method)
+    seeds: tuple[int, ...] = (0, 1, 2)
+    codes: int = 256
+
+
+def compare(folders: Sequence[Path], comparison: Comparison) -> Iterator[pd.DataFrame]:
+    """A table a folder, rows of COLUMNS: what `sid_report` says, and of fitted tokenizers
+
+    collisions_left (before items are moved to free codes; all else is after), reconstruction_error (squared, of codes
+    before items are moved, as a share of the vectors' variance), and seconds of fitting.
+
+    SIDs that came with the folder have the source "published" and are called by their table.
+    """
+    for folder in folders:
+        rows: list[dict[str, object]] = []
+        catalog = Catalog.load(folder)
+        texts = item_texts(catalog.texts)
+        vectors = torch.from_numpy(TextVectors().fit(texts))
+        for path in sorted(folder.glob("sids*.tsv*")):
+            name = path.name.partition(".")[0]
+            sids = Catalog.load(folder, name).sids
+            facts = sid_report(sids, vectors, catalog.categories)
+            rows += _rows(catalog.name, name, "published", sids, 0, facts)
+        interactions = Interactions.load(folder)
+        split = interactions.published() if interactions.has_published else interactions.leave_one_out()
+        levels = (min(comparison.codes, catalog.num_items // 2),) * catalog.num_levels
+        cells = [(method, seed) for method in comparison.methods for seed in comparison.seeds]
+        for method, seed in progress_bar(catalog.name, cells):
+            tokenizer = ItemTokenizer(TokenizerConfig(method, levels, collisions="leave", seed=seed))
+            start = time.perf_counter()
+            codes = tokenizer.fit(texts, split.sequences)
+            seconds = time.perf_counter() - start
+            moved = reassign(codes, tokenizer.quantizer.last_costs(tokenizer.vectors, codes))
+            facts = sid_report(moved, vectors, catalog.categories)
+            facts |= {
+                "collisions_left": collision_rate(codes),
+                "reconstruction_error": _lost(tokenizer.vectors, tokenizer.quantizer.reconstruct(codes)),
+                "seconds": seconds,
+            }
+            rows += _rows(catalog.name, method, "measured", moved, seed, facts)
+        yield pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def _lost(vectors: Float[Tensor, "N D"], other: Float[Tensor, "N D"]) -> float:
+    return float((vectors - other).pow(2).sum() / (vectors - vectors.mean(0)).pow(2).sum())
+
+
+def _rows(
+    dataset: str, tokenizer: str, source: str, sids: Int[Tensor, "N K"], seed: int, facts: dict[str, float]
+) -> list[dict[str, object]]:
+    common = {"dataset": dataset, "tokenizer": tokenizer, "source": source, "levels": sids.shape[1], "seed": seed}
+    return [{**common, "metric": metric, "value": value} for metric, value in facts.items()]

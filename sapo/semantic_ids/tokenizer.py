@@ -1,0 +1,158 @@
+"""From texts to semantic IDs: vectors, codes, collisions; saved with the catalogue, for the SIDs of later items."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sapo.data.catalog import Catalog, load_texts
+from sapo.errors import InputError
+from sapo.files import write_atomically
+from sapo.semantic_ids.collisions import extra_token, reassign
+from sapo.semantic_ids.config import TokenizerConfig
+from sapo.semantic_ids.letter import Letter
+from sapo.semantic_ids.residual_kmeans import ResidualKMeans
+from sapo.semantic_ids.rqvae import RQVAE
+from sapo.semantic_ids.vectors import TextVectors, collaborative_vectors, item_texts, sentence_vectors
+
+
+class Quantizer(Protocol):
+    """What every method can do: codes of the vectors it learns from, and of others."""
+
+    level_sizes: tuple[int, ...]
+
+    def fit(self, vectors: Float[Tensor, "N D"], progress: bool = False) -> Int[Tensor, "N K"]: ...
+    def encode(self, vectors: Float[Tensor, "N D"]) -> Int[Tensor, "N K"]: ...
+    def reconstruct(self, codes: Int[Tensor, "N K"]) -> Float[Tensor, "N D"]: ...
+    def last_costs(self, vectors: Float[Tensor, "N D"], codes: Int[Tensor, "N K"]) -> Float[Tensor, "N C"]: ...
+    def state(self) -> dict[str, Tensor]: ...
+    def restored(self, state: dict[str, Tensor]) -> Any: ...
+
+
+class ItemTokenizer:
+    """Learns SIDs of a catalogue's texts, and gives them to other texts.
+
+    Attributes:
+        codes: (N, K) of the items that were fitted, collisions handled.
+        vectors: (N, D) of their texts.
+        raw_codes: (N, K) before collisions were handled.
+    """
+
+    codes: Int[Tensor, "N K"]
+    raw_codes: Int[Tensor, "N K"]
+    vectors: Float[Tensor, "N D"]
+
+    def __init__(self, config: TokenizerConfig):
+        self.config = config
+
+    def fit(
+        self, texts: Sequence[str], sequences: Sequence[Sequence[int]] | None = None, progress: bool = False
+    ) -> Int[Tensor, "N K"]:
+        """Codes of all items.
+
+        Args:
+            texts: one an item, as `item_texts` gives them.
+            sequences: what "letter" learns from who takes what together; training sequences only.
+
+        Raises:
+            InputError: fewer items than codes, texts without words, "letter" without sequences.
+        """
+        config = self.config
+        self._text = TextVectors(seed=config.seed) if config.vectors == "tfidf" else None
+        self.vectors = torch.from_numpy(
+            self._text.fit(texts) if self._text else sentence_vectors(texts, config.vectors)
+        )
+        self.quantizer = quantizer(config, config.levels or default_levels(len(texts)))
+        if isinstance(self.quantizer, Letter):
+            if sequences is None:
+                raise InputError("letter learns from who takes what together: give training sequences.")
+            together = collaborative_vectors(sequences, len(texts), self.quantizer.size, seed=config.seed)
+            self.quantizer.collaborative = torch.from_numpy(together)
+        self.raw_codes = self.quantizer.fit(self.vectors, progress)
+        self.codes = self.raw_codes
+        if config.collisions == "reassign":
+            self.codes = reassign(self.raw_codes, self.quantizer.last_costs(self.vectors, self.raw_codes))
+        elif config.collisions == "extra_token":
+            self.codes = extra_token(self.raw_codes)
+        return self.codes
+
+    def encode(self, texts: Sequence[str]) -> Int[Tensor, "N K"]:
+        """SIDs of other items, without fitting again. They may share SIDs, with one another and with fitted items; an
+        extra token is 0."""
+        vectors = self._text.encode(texts) if self._text else sentence_vectors(texts, self.config.vectors)
+        codes = self.quantizer.encode(torch.from_numpy(vectors))
+        if self.config.collisions == "extra_token":
+            codes = torch.cat([codes, torch.zeros_like(codes[:, :1])], 1)
+        return codes
+
+    def save(self, path: str | Path) -> None:
+        """Write one safetensors file."""
+        from safetensors.torch import save_file
+
+        tensors = {f"quantizer.{name}": tensor.contiguous() for name, tensor in self.quantizer.state().items()}
+        words: list[str] = []
+        if self._text:
+            arrays, words = self._text.state()
+            tensors |= {f"text.{name}": torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
+        config = {**asdict(self.config), "levels": list(self.quantizer.level_sizes)}
+        with write_atomically(path) as temporary:
+            save_file(tensors, temporary, {"config": json.dumps(config), "words": json.dumps(words)})
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read what `save` wrote; `encode` works, `codes` and `vectors` are not there.
+
+        Raises:
+            InputError: no such file, or another kind of file.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        if not Path(path).is_file():
+            raise InputError(f"{path} is not a file; `sapo data tokenize` writes one beside the SIDs.")
+        try:
+            with safe_open(path, "pt") as file:
+                notes = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            fields = json.loads(notes["config"])
+            config = TokenizerConfig(**fields | {"levels": tuple(fields["levels"])})
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{path} is no tokenizer ({error}).") from error
+        part = lambda of: {name.removeprefix(of): x for name, x in tensors.items() if name.startswith(of)}  # noqa: E731
+        tokenizer = cls(config)
+        arrays = {name: tensor.numpy() for name, tensor in part("text.").items()}
+        tokenizer._text = TextVectors().restored(arrays, json.loads(notes["words"])) if arrays else None
+        tokenizer.quantizer = quantizer(config, tuple(fields["levels"])).restored(part("quantizer."))
+        return tokenizer
+
+
+def quantizer(config: TokenizerConfig, levels: tuple[int, ...]) -> Quantizer:
+    """The method of a config, not fitted."""
+    if config.method in ("rkmeans", "rkmeans_balanced"):
+        return ResidualKMeans(levels, balanced=config.method == "rkmeans_balanced", seed=config.seed)
+    if config.method == "letter":
+        return Letter(levels, epochs=config.epochs, seed=config.seed)
+    epsilon = 0.003 if config.method == "lcrec" else 0.0
+    return RQVAE(levels, epochs=config.epochs, sinkhorn_epsilon=epsilon, seed=config.seed)
+
+
+def default_levels(num_items: int) -> tuple[int, ...]:
+    """Three levels of 256 codes; of the largest power of two that gives each code four items, where there are fewer."""
+    return (min(256, 2 ** max(1, int(np.log2(max(2, num_items // 4))))),) * 3
+
+
+def tokenize_folder(
+    folder: str | Path, name: str, config: TokenizerConfig, sequences: Sequence[Sequence[int]] | None = None
+) -> tuple[Catalog, ItemTokenizer]:
+    """Learn SIDs of a data folder's items; writes `<name>.tsv.gz` and `<name>.safetensors` there."""
+    texts, tokenizer = load_texts(folder), ItemTokenizer(config)
+    sids = tokenizer.fit(item_texts(texts), sequences, progress=True)
+    catalog = Catalog(Path(folder).resolve().name, sids, item_ids=list(range(len(sids))), **texts)
+    catalog.save_sids(folder, name)
+    tokenizer.save(Path(folder) / f"{name}.safetensors")
+    return catalog, tokenizer
