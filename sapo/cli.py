@@ -301,6 +301,8 @@ class Compare:
     """Folder of tokenizers.csv, from which `sapo figures --out` of it draws. Rows of other data folders stay."""
     seeds: int = 3
     """How many seeds."""
+    epochs: int = 100
+    """Of the methods that learn by gradients."""
 
     def __call__(self) -> None:
         import pandas as pd
@@ -309,8 +311,9 @@ class Compare:
         from sapo.runs import write_table
 
         _at_least_one("seeds", self.seeds)
+        _at_least_one("epochs", self.epochs)
         path = self.to / "tokenizers.csv"
-        for rows in compare(self.folders, Comparison(seeds=tuple(range(self.seeds)))):
+        for rows in compare(self.folders, Comparison(seeds=tuple(range(self.seeds)), epochs=self.epochs)):
             if path.is_file():
                 old = pd.read_csv(path)
                 rows = pd.concat([old[old["dataset"] != rows["dataset"].iloc[0]], rows])
@@ -319,14 +322,54 @@ class Compare:
 
 
 @dataclass(frozen=True)
+class Explain:
+    """Let a teacher say why each training history leads to its next item; an answer is asked for once, and kept."""
+
+    folder: tyro.conf.Positional[Path]
+    """Folder of TSV files."""
+    model: str
+    """Name of the teacher, at the URL or, without one, of the hub or as a folder."""
+    url: str | None = None
+    """OpenAI-compatible address, for instance http://localhost:8000/v1."""
+    key: str = ""
+    """Key of the address."""
+    to: Path | None = None
+    """The file of answers; FOLDER/rationales.jsonl where left out."""
+    sids: str = "sids"
+    """Which semantic IDs of the folder; a rationale has a step for each level."""
+    split: Split = "auto"
+    """Whose training rows."""
+    rows: int | None = None
+    """How many of them, drawn with a fixed seed; all where left out."""
+    parallel: int = 8
+    """Questions at a time."""
+
+    def __call__(self) -> None:
+        from sapo.data.catalog import Catalog
+        from sapo.data.interactions import Interactions
+        from sapo.policy.rationales import OpenAITeacher, ask_teacher, leak_rate, local_teacher
+
+        for name in ("rows", "parallel"):
+            _at_least_one(name, getattr(self, name))
+        catalog, interactions = Catalog.load(self.folder, self.sids), Interactions.load(self.folder)
+        published = interactions.has_published if self.split == "auto" else self.split == "published_test"
+        split = interactions.published() if published else interactions.leave_one_out()
+        path = self.to or self.folder / "rationales.jsonl"
+        teacher = OpenAITeacher(self.url, self.model, self.key) if self.url else local_teacher(self.model)
+        answers = ask_teacher(teacher, catalog, split.train.sample(self.rows), path, self.parallel if self.url else 1)
+        print(f"{len(answers):,} rationales in {path}; {leak_rate(answers, catalog):.1%} name their target's title")
+
+
+@dataclass(frozen=True)
 class Data:
-    """Look at a data folder, make one of raw Amazon reviews, give its items SIDs, or compare ways to do that."""
+    """Look at a data folder, make one of raw Amazon reviews, give its items SIDs and rationales, compare SIDs."""
 
     action: tyro.conf.OmitArgPrefixes[
         Annotated[Describe, tyro.conf.subcommand("describe", prefix_name=False)]
         | Annotated[Amazon, tyro.conf.subcommand("amazon", prefix_name=False)]
         | Annotated[Tokenize, tyro.conf.subcommand("tokenize", prefix_name=False)]
         | Annotated[Compare, tyro.conf.subcommand("compare", prefix_name=False)]
+        | Annotated[Explain, tyro.conf.subcommand("explain", prefix_name=False)]
     ]
 
     def __call__(self) -> None:

@@ -244,7 +244,7 @@ def test_tokenize_and_compare(tiny, folder, tmp_path, capsys):
     assert Catalog.load(shop, "sids_letter").num_levels == 2
     assert (shop / "sids_letter.safetensors").is_file()
     assert "sids_letter.tsv.gz" in capsys.readouterr().out
-    tiny("data", "compare", shop, "--to", tmp_path, "--seeds", 1)
+    tiny("data", "compare", shop, "--to", tmp_path, "--seeds", 1, "--epochs", 1)
     rows = pd.read_csv(tmp_path / "tokenizers.csv")
     assert set(rows["dataset"]) == {"shop"}
     assert set(rows.loc[rows["source"] == "published", "tokenizer"]) == {"sids", "sids_letter"}
@@ -253,5 +253,15 @@ def test_tokenize_and_compare(tiny, folder, tmp_path, capsys):
     assert (fitted["collision_rate"] <= fitted["collisions_left"]).all()
     assert fitted["reconstruction_error"].between(0, 1.2).all()
     before = len(rows)
-    tiny("data", "compare", shop, "--to", tmp_path, "--seeds", 1)  # rows of a folder are replaced, not added
+    tiny(
+        "data", "compare", shop, "--to", tmp_path, "--seeds", 1, "--epochs", 1
+    )  # rows of a folder are replaced, not added
     assert len(pd.read_csv(tmp_path / "tokenizers.csv")) == before
+
+
+def test_explain(tiny, folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("sapo.policy.rationales.OpenAITeacher.__call__", lambda self, prompt: f"{self.model} says so.")
+    options = ["--url", "http://localhost:1/v1", "--model", "oracle", "--rows", 5, "--to", tmp_path / "r.jsonl"]
+    tiny("data", "explain", folder, *options)
+    assert "5 rationales in" in capsys.readouterr().out
+    assert (tmp_path / "r.jsonl").read_text().count("oracle says so.") == 5

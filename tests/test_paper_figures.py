@@ -506,3 +506,42 @@ def test_a_record_of_nothing_is_refused(out):
     fake_timing()[:0].to_csv(out / "timing.csv", index=False)
     with pytest.raises(InputError, match="no rows"):
         import_module("table_timing").main(out)
+
+
+def test_tokenizer_table(out):
+    rows = [
+        ("shop", "sids", "published", 2, 0, "collision_rate", 0.25),
+        ("shop", "sids", "published", 2, 0, "codes_1", 8),
+    ]
+    for seed, rate in enumerate((0.1, 0.2, 0.3)):
+        rows += [
+            ("shop", "rqvae", "measured", 2, seed, "collision_rate", 0.0),
+            ("shop", "rqvae", "measured", 2, seed, "collisions_left", rate),
+            ("shop", "rqvae", "measured", 2, seed, "forced_2", 0.5),
+        ]
+    columns = ["dataset", "tokenizer", "source", "levels", "seed", "metric", "value"]
+    pd.DataFrame(rows, columns=columns).to_csv(out / "tokenizers.csv", index=False)
+    (artefact,) = import_module("table_tokenizers").main(out)
+    table = artefact.table.set_index("SIDs")
+    assert list(table.index) == ["sids†", "RQ-VAE (TIGER)"]
+    assert table.loc["sids†", "in collisions, %"] == "25.0"
+    # standard error .1 / sqrt 3, times 4.303 for two degrees of freedom
+    assert table.loc["RQ-VAE (TIGER)", "before moving, %"] == "20.0 ± 24.8"
+    assert table.loc["RQ-VAE (TIGER)", "forced"] == "0.50"
+    assert "3 seeds" in artefact.caption
+
+
+def test_recorded_tokenizers_hold_what_is_asked_of_them():
+    """RQ-VAE's first level does not collapse, and on industrial_full collisions are at most those published with it."""
+    rows = pd.read_csv(SCRIPTS / "data" / "tokenizers.csv")
+    assert set(rows["dataset"]) == {"office", "industrial", "industrial_full", "games", "beauty"}
+    measured = rows[rows["source"] == "measured"]
+    facts = measured.pivot(index=["dataset", "tokenizer", "seed"], columns="metric", values="value")
+    assert (facts.groupby(level=[0, 1]).size() == 3).all()
+    learnt = facts.loc[(slice(None), "rqvae"), :]
+    assert (learnt["perplexity_1"] > learnt["codes_1"] / 2).all()
+    for method, published in (("rqvae", 0.2042), ("rkmeans", 0.3052), ("letter", 0.0124)):
+        assert facts.loc[("industrial_full", method), "collision_rate"].max() <= published
+    games = facts.loc["games"]["seconds"]  # 16,859 items, four levels of 256 codes
+    assert games["rkmeans"].max() < 120
+    assert games["rqvae"].max() < 900

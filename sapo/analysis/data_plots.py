@@ -11,6 +11,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.collections import PatchCollection
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from sapo.data.interactions import Interactions
@@ -20,11 +21,13 @@ _INK, _SECOND = sns.color_palette("colorblind")[0], sns.color_palette("colorblin
 
 
 def plot_lengths(data: Interactions, ax: Axes | None = None) -> Axes:
-    """Share of users with at least so many items, on two logarithmic axes."""
+    """Share of users with at least so many items, on logarithmic axes."""
     lengths = np.sort([len(items) for items in data.items])
     ax = _axes(ax)
     ax.step(lengths, 1 - np.arange(len(lengths)) / len(lengths), where="post", color=_INK)
-    ax.set(xscale="log", yscale="log", xlabel="items of a user, at least", ylabel="share of users")
+    if lengths[-1] > 10 * lengths[0]:
+        ax.set_xscale("log")
+    ax.set(yscale="log", xlabel="items of a user, at least", ylabel="share of users")
     ax.set_title(f"{len(lengths):,} users, median {int(np.median(lengths))}")
     return ax
 
@@ -76,6 +79,7 @@ def plot_repeats(data: Interactions, ax: Axes | None = None, longest: int = 20) 
     ax = _axes(ax)
     ax.errorbar(np.array(places) + 1, share, half, color=_INK, marker="o", markersize=2.5, linewidth=0.8)
     ax.set(xlabel="place in the sequence", ylabel="share of repeats", ylim=(0, None))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_title(f"{sum(map(sum, again)):,} repeats in the first {longest}")
     return ax
 

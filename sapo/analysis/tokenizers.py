@@ -30,6 +30,7 @@ class Comparison:
     methods: tuple[Method, ...] = get_args(Method)
     seeds: tuple[int, ...] = (0, 1, 2)
     codes: int = 256
+    epochs: int = 100
 
 
 def compare(folders: Sequence[Path], comparison: Comparison) -> Iterator[pd.DataFrame]:
@@ -55,7 +56,9 @@ def compare(folders: Sequence[Path], comparison: Comparison) -> Iterator[pd.Data
         levels = (min(comparison.codes, catalog.num_items // 2),) * catalog.num_levels
         cells = [(method, seed) for method in comparison.methods for seed in comparison.seeds]
         for method, seed in progress_bar(catalog.name, cells):
-            tokenizer = ItemTokenizer(TokenizerConfig(method, levels, collisions="leave", seed=seed))
+            tokenizer = ItemTokenizer(
+                TokenizerConfig(method, levels, collisions="leave", epochs=comparison.epochs, seed=seed)
+            )
             start = time.perf_counter()
             codes = tokenizer.fit(texts, split.sequences)
             seconds = time.perf_counter() - start

@@ -121,21 +121,21 @@ def balanced_kmeans(
 ) -> tuple[Float[Tensor, "C D"], Int[Tensor, "N"]]:
     """Clusters whose sizes differ by one at most (OneRec, alg. 1).
 
-    In turn, each takes the nearest of the vectors that are left and moves to their mean, until nothing changes. The
-    order of clusters is part of it.
+    In turn, each takes the nearest of the vectors that are left; then all move to their means, until nothing changes.
+    The order of clusters is part of it.
     """
     centroids, assigned = kmeans(vectors, clusters, iterations, seed)
-    centroids = centroids.clone()
     for _ in range(iterations):
         before, free = assigned, torch.ones(len(vectors), dtype=torch.bool)
         assigned = torch.empty_like(assigned)
-        for cluster in range(clusters):
-            left = free.nonzero()[:, 0]
-            share = -(-len(left) // (clusters - cluster))  # rounded up, so that the last ones are not the larger
-            near = (vectors[left] - centroids[cluster]).pow(2).sum(1).topk(share, largest=False, sorted=False).indices
-            taken = left[near]
+        whole = distances(vectors, centroids) + vectors.pow(2).sum(1, keepdim=True)
+        for cluster, away in enumerate(whole.T.contiguous()):
+            # rounded up, so that the last ones are not the larger
+            share = -(-int(free.sum()) // (clusters - cluster))
+            taken = away.masked_fill_(~free, float("inf")).topk(share, largest=False, sorted=False).indices
             assigned[taken], free[taken] = cluster, False
-            centroids[cluster] = vectors[taken].mean(0)
+        sums = torch.zeros_like(centroids).index_add_(0, assigned, vectors)
+        centroids = sums / torch.bincount(assigned, minlength=clusters)[:, None]
         if torch.equal(assigned, before):
             break
     return centroids, assigned

@@ -1,0 +1,250 @@
+"""What a teacher says of why a history leads to its next item, cut into K thinking blocks.
+
+A rationale is one text for a row, a history and its target.
+
+    read_rationales    a teacher's file, JSON lines or CSV
+    ask_teacher        a teacher behind an OpenAI-compatible URL, or on this machine, asked once for each row
+    cut                one text into K parts by sentences, as the paper's fork does: alignment is by position alone
+    leak_rate          how many texts name the target's title outright, and so teach to copy
+"""
+
+import csv
+import json
+import re
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from sapo.data.catalog import Catalog
+from sapo.data.interactions import Rows
+from sapo.errors import InputError
+from sapo.policy.prompts import THINK_END, THINK_START, split_words
+from sapo.progress import progress_bar
+
+Key = tuple[tuple[int, ...], int]  # a history and its target
+Teacher = Callable[[str], str]
+SENTENCE = re.compile(r"(?<=[.!?])\s+|\n+")
+COLUMNS = ("history", "target", "rationale")
+
+
+def cut(text: str, parts: int) -> list[str]:
+    """Contiguous groups of sentences, as equal in number as can be, the first ones larger; the last ones may be empty.
+
+    Sentences end after . ! ? and at line breaks.
+    """
+    sentences = [sentence.strip() for sentence in SENTENCE.split(text) if sentence.strip()]
+    each, more = divmod(len(sentences), parts)
+    ends = [each * part + min(part, more) for part in range(parts + 1)]
+    return [" ".join(sentences[start:end]) for start, end in pairwise(ends)]
+
+
+def names_title(text: str, title: str) -> bool:
+    """Whether the words of a title stand in a text, one after the other.
+
+    Titles of one word do not count: "lamp" may be meant as any lamp.
+    """
+    words, wanted = split_words(text), split_words(title)
+    width = len(wanted)
+    return width > 1 and any(words[at : at + width] == wanted for at in range(len(words) - width + 1))
+
+
+def leak_rate(rationales: Mapping[Key, str], catalog: Catalog) -> float:
+    """Share of rationales that name the title of their target."""
+    named = [names_title(text, catalog.titles[target]) for (_, target), text in rationales.items()]
+    return sum(named) / len(named)
+
+
+def read_rationales(path: str | Path, catalog: Catalog) -> dict[Key, str]:
+    """A teacher's file: JSON objects, one a line, or CSV with a header; each has history, target and rationale.
+
+    A history is item ids from old to new, separated by spaces or, in JSON, a list. Of several rationales of one row the
+    last counts.
+
+    Raises:
+        InputError: no such file, no row, a row that lacks a field or names no item; the message names the line.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path} is not a file; it holds a teacher's rationales as JSON lines or CSV.")
+    found: dict[Key, str] = {}
+    for line, fields in _records(path):
+        missing = [name for name in COLUMNS if not isinstance(fields.get(name), str | int | list)]
+        if missing:
+            raise InputError(f"{path}, line {line}: no {missing[0]!r}; a row has {', '.join(COLUMNS)}.")
+        history = fields["history"]
+        try:
+            items = tuple(int(item) for item in (history if isinstance(history, list) else str(history).split()))
+            target = int(fields["target"])
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{path}, line {line}: history and target are item ids ({error}).") from error
+        if not items or not all(0 <= item < catalog.num_items for item in (*items, target)):
+            raise InputError(f"{path}, line {line}: items are 0 to {catalog.num_items - 1}, at least one in a history.")
+        found[items, target] = str(fields["rationale"])
+    if not found:
+        raise InputError(f"{path} has no rationale.")
+    return found
+
+
+def teacher_prompt(catalog: Catalog, history: Sequence[int], target: int, longest: int = 10) -> str:
+    """What a teacher is asked: why somebody with this history takes the target, in as many steps as a SID has levels."""
+    taken = "\n".join(f"- {catalog.titles[item]}" for item in history[-longest:])
+    category = f" ({catalog.categories[target]})" if catalog.categories[target] else ""
+    return (
+        f"A customer bought, from old to new:\n{taken}\n\nThe next purchase is: {catalog.titles[target]}{category}\n\n"
+        f"Write the thoughts that lead from the history to it, in {catalog.num_levels} steps from general to special: "
+        "first which kind of product comes next, then ever closer which one. One or two sentences a step, in the "
+        "words of somebody who does not know the next purchase yet. Do not give its name."
+    )
+
+
+def ask_teacher(teacher: Teacher, catalog: Catalog, rows: Rows, path: str | Path, parallel: int = 8) -> dict[Key, str]:
+    """Ask for a rationale of each row.
+
+    Answers are appended to a JSON-lines file as they come, and what stands there is not asked again, so a run that was
+    stopped goes on.
+
+    Args:
+        parallel: questions at a time.
+
+    Raises:
+        InputError: as the teacher; what was answered before stays in the file.
+    """
+    path = Path(path)
+    known = read_rationales(path, catalog) if path.is_file() and path.stat().st_size else {}
+    keys = dict.fromkeys((tuple(history), target) for history, target in zip(rows.history, rows.target, strict=True))
+    asked = [key for key in keys if key not in known]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file, ThreadPoolExecutor(parallel) as pool:
+        answers = pool.map(lambda key: teacher(teacher_prompt(catalog, *key)), asked)
+        try:
+            for key, answer in zip(asked, progress_bar("teacher", answers, total=len(asked)), strict=True):
+                known[key] = answer
+                row = {"history": list(key[0]), "target": key[1], "rationale": answer}
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                file.flush()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return {key: known[key] for key in keys}
+
+
+@dataclass(frozen=True)
+class OpenAITeacher:
+    """A model behind an OpenAI-compatible URL (`/chat/completions` is added): vLLM, Ollama, OpenAI, and others.
+
+    Args:
+        attempts: of one question; the server may be busy or gone for a while.
+        pause: seconds before the second attempt, twice as many before each further one.
+    """
+
+    url: str
+    model: str
+    key: str = ""
+    temperature: float = 0.0
+    max_tokens: int = 300
+    timeout: float = 120.0
+    attempts: int = 5
+    pause: float = 1.0
+
+    def __call__(self, prompt: str) -> str:
+        """The model's answer.
+
+        Raises:
+            InputError: the server refuses, is not there, or answers in another form.
+        """
+        body = {
+            "model": self.model,
+            "messages": [{"role": "user", "content": prompt}],
+            "temperature": self.temperature,
+            "max_tokens": self.max_tokens,
+        }
+        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self.key}"} if self.key else {})
+        url = f"{self.url.rstrip('/')}/chat/completions"
+        for attempt in range(self.attempts):
+            if attempt:
+                time.sleep(self.pause * 2 ** (attempt - 1))
+            try:
+                request = urllib.request.Request(url, json.dumps(body).encode(), headers)
+                with urllib.request.urlopen(request, timeout=self.timeout) as answer:
+                    return str(json.load(answer)["choices"][0]["message"]["content"]).strip()
+            except urllib.error.HTTPError as error:
+                problem = f"{error.code} {error.reason}"
+                if error.code < 500 and error.code not in (408, 429):
+                    break
+            except (KeyError, IndexError, TypeError, ValueError) as error:
+                problem = f"an answer of another form ({error!r})"
+                break
+            except OSError as error:
+                problem = str(error)
+        raise InputError(f"{url}: {problem}.")
+
+
+def local_teacher(model: str | Path, max_new_tokens: int = 300) -> Teacher:
+    """A language model on this machine, by name or folder, asked greedily; by its chat template where it has one.
+
+    Raises:
+        InputError: no such model.
+    """
+    from transformers import pipeline
+
+    try:
+        generate = pipeline("text-generation", model=str(model))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{model}: no language model ({error}).") from error
+    chat = generate.tokenizer.chat_template is not None
+
+    def ask(prompt: str) -> str:
+        question = [{"role": "user", "content": prompt}] if chat else prompt
+        answer = generate(question, max_new_tokens=max_new_tokens, do_sample=False, return_full_text=False)
+        return str(answer[0]["generated_text"]).strip()
+
+    return ask
+
+
+class RationaleTraces:
+    """Thinking blocks of rationales for a small policy: of each part, the words it knows.
+
+    Args:
+        rationales: by history and target.
+        num_steps: K.
+        words_per_block: at most so many words of each part, the first ones.
+        vocabulary: the words that may be used.
+    """
+
+    def __init__(self, rationales: Mapping[Key, str], num_steps: int, words_per_block: int, vocabulary: Sequence[str]):
+        self.rationales, self.num_steps, self.words_per_block = rationales, num_steps, words_per_block
+        self._known = set(vocabulary)
+
+    def trace(self, history: Sequence[int], target: int) -> str:
+        """The K blocks for a row; a row without a rationale raises a KeyError."""
+        blocks = []
+        for part in cut(self.rationales[tuple(history), target], self.num_steps):
+            words = [word for word in split_words(part) if word in self._known][: self.words_per_block]
+            blocks.append(" ".join([THINK_START, *words, THINK_END]))
+        return " ".join(blocks)
+
+
+def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Line number and fields of every row."""
+    with path.open(encoding="utf-8", newline="") as file:
+        if path.suffix == ".csv":
+            reader = csv.DictReader(file)
+            for fields in reader:
+                yield reader.line_num, dict(fields)
+            return
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                fields = json.loads(line)
+            except ValueError as error:
+                raise InputError(f"{path}, line {number}: no JSON ({error}).") from error
+            if not isinstance(fields, dict):
+                raise InputError(f"{path}, line {number}: a JSON object is expected, with {', '.join(COLUMNS)}.")
+            yield number, fields

@@ -1,0 +1,196 @@
+"""A teacher's texts: cut by sentences, read from files, asked for once each, checked for the target's name."""
+
+import http.server
+import json
+import threading
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from worlds import tiny_model
+
+from sapo.data.catalog import Catalog
+from sapo.data.interactions import Rows
+from sapo.errors import InputError
+from sapo.policy.prompts import build_tokenizer
+from sapo.policy.rationales import (
+    OpenAITeacher,
+    RationaleTraces,
+    ask_teacher,
+    cut,
+    leak_rate,
+    local_teacher,
+    names_title,
+    read_rationales,
+    teacher_prompt,
+)
+
+CATALOG = Catalog("shop", torch.tensor([[0, 0], [0, 1], [1, 0]]), ["Red Hat", "Blue Hat", "Steel Drill"])
+ROWS = Rows(["u", "v", "u"], [[0, 1], [2], [0, 1]], [2, 0, 2])  # the third asks for nothing that the first does not
+
+
+def test_cut_by_hand():
+    text = "First. Second! Is it third? Fourth\nFifth"
+    assert cut(text, 2) == ["First. Second! Is it third?", "Fourth Fifth"]  # 3 and 2
+    assert cut(text, 3) == ["First. Second!", "Is it third? Fourth", "Fifth"]
+    assert cut("Only one.", 3) == ["Only one.", "", ""]
+    assert cut("", 2) == ["", ""]
+    assert cut("v1.5 is no end. This is.", 2) == ["v1.5 is no end.", "This is."]
+
+
+@given(st.integers(0, 12), st.integers(1, 5))
+def test_cut_keeps_every_sentence_in_order(count, parts):
+    sentences = [f"Sentence {number}." for number in range(count)]
+    groups = cut(" ".join(sentences), parts)
+    assert len(groups) == parts
+    assert " ".join(filter(None, groups)) == " ".join(sentences)
+    sizes = [group.count(".") for group in groups]
+    assert sizes == sorted(sizes, reverse=True)
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_a_leak_is_the_whole_title():
+    assert names_title("They want a STEEL drill, surely.", "Steel Drill")
+    assert not names_title("A drill of steel", "Steel Drill")
+    assert not names_title("A drill", "Drill")  # any drill
+    rationales = {((0,), 2): "Steel drill it is.", ((1,), 2): "Something for the workshop."}
+    assert leak_rate(rationales, CATALOG) == 0.5
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
+def test_files_of_either_kind(tmp_path, suffix):
+    path = tmp_path / f"teacher{suffix}"
+    if suffix == ".csv":
+        path.write_text('history,target,rationale\n0 1,2,"Tools, next.\nA drill."\n2,0,Hats.\n')
+    else:
+        rows = [{"history": [0, 1], "target": 2, "rationale": "Tools, next.\nA drill."}]
+        rows.append({"history": "2", "target": "0", "rationale": "Hats."})
+        path.write_text("".join(json.dumps(row) + "\n\n" for row in rows))
+    assert read_rationales(path, CATALOG) == {((0, 1), 2): "Tools, next.\nA drill.", ((2,), 0): "Hats."}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"history": [0], "target": 1}', "line 1: no 'rationale'"),
+        ('{"history": [0], "target": 9, "rationale": "x"}', "line 1: items are 0 to 2"),
+        ('{"history": [], "target": 1, "rationale": "x"}', "at least one in a history"),
+        ('{"history": ["a"], "target": 1, "rationale": "x"}', "history and target are item ids"),
+        ("[1]", "line 1: a JSON object is expected"),
+        ("{", "line 1: no JSON"),
+        ("", "has no rationale"),
+    ],
+)
+def test_bad_files_say_where(tmp_path, text, message):
+    (tmp_path / "t.jsonl").write_text(text)
+    with pytest.raises(InputError, match=message):
+        read_rationales(tmp_path / "t.jsonl", CATALOG)
+    with pytest.raises(InputError, match="is not a file"):
+        read_rationales(tmp_path / "none", CATALOG)
+
+
+def test_the_question_shows_titles_and_asks_for_steps():
+    prompt = teacher_prompt(CATALOG, [0, 1], 2)
+    assert "- Red Hat\n- Blue Hat" in prompt
+    assert "Steel Drill" in prompt
+    assert "in 2 steps" in prompt
+
+
+def test_blocks_hold_known_words():
+    traces = RationaleTraces(
+        {((0,), 2): "Tools are next. A steel drill, surely."}, 3, 2, ["tools", "steel", "drill", "next"]
+    )
+    assert traces.trace([0], 2) == "<think> tools next </think> <think> steel drill </think> <think> </think>"
+    with pytest.raises(KeyError):
+        traces.trace([1], 2)
+
+
+# ------------------------------------------------------------------------------------------------------------ asking
+
+
+@pytest.fixture
+def server():
+    """Answers with the last title it is shown; fails as often as `failures` says."""
+
+    class Model(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            state["asked"].append((body, self.headers.get("Authorization")))
+            if state["failures"]:
+                state["failures"] -= 1
+                self.send_error(state["code"])
+                return
+            answer = {"choices": [{"message": {"content": f" answer {len(state['asked'])} "}}]}
+            data = json.dumps(state["answer"] or answer).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *arguments):
+            pass
+
+    running = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Model)
+    state = {"asked": [], "failures": 0, "code": 503, "answer": None}
+    state["url"] = f"http://127.0.0.1:{running.server_address[1]}/v1"
+    threading.Thread(target=running.serve_forever, daemon=True).start()
+    yield state
+    running.shutdown()
+    running.server_close()
+
+
+def test_each_row_is_asked_once_and_a_stopped_run_goes_on(server, tmp_path):
+    teacher, path = OpenAITeacher(server["url"], "some-model", key="secret", pause=0), tmp_path / "deep" / "t.jsonl"
+    first = ask_teacher(teacher, CATALOG, ROWS.take([0]), path)
+    assert first == {((0, 1), 2): "answer 1"}
+    whole = ask_teacher(teacher, CATALOG, ROWS, path)
+    assert whole == {((0, 1), 2): "answer 1", ((2,), 0): "answer 2"}
+    assert len(server["asked"]) == 2
+    body, authorization = server["asked"][0]
+    assert body["model"] == "some-model"
+    assert body["messages"][0]["content"] == teacher_prompt(CATALOG, [0, 1], 2)
+    assert authorization == "Bearer secret"
+    assert read_rationales(path, CATALOG) == whole
+
+
+def test_a_busy_server_is_asked_again_and_a_refusal_is_not(server, tmp_path):
+    server["failures"] = 2
+    assert OpenAITeacher(server["url"], "m", pause=0)("why?") == "answer 3"
+    server["failures"], server["code"] = 9, 401
+    with pytest.raises(InputError, match="chat/completions: 401"):
+        OpenAITeacher(server["url"], "m", pause=0)("why?")
+    assert len(server["asked"]) == 4
+    server["failures"], server["answer"] = 0, {"error": "no"}
+    with pytest.raises(InputError, match="an answer of another form"):
+        OpenAITeacher(server["url"], "m", pause=0)("why?")
+    with pytest.raises(InputError, match=r"chat/completions: .*refused"):
+        OpenAITeacher("http://127.0.0.1:9", "m", pause=0, attempts=2)("why?")
+
+
+def test_answers_before_a_failure_stay(tmp_path):
+    def teacher(prompt):
+        if "- Steel Drill" in prompt:
+            raise InputError("the teacher is tired.")
+        return "Fine."
+
+    path = tmp_path / "t.jsonl"
+    with pytest.raises(InputError, match="tired"):
+        ask_teacher(teacher, CATALOG, ROWS, path, parallel=1)
+    assert read_rationales(path, CATALOG) == {((0, 1), 2): "Fine."}
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_a_model_on_this_machine(tmp_path, chat):
+    model, tokenizer = tiny_model(60), build_tokenizer(CATALOG, ["steel", "drill", "customer", "bought"])
+    if chat:
+        tokenizer.chat_template = "{% for message in messages %}{{ message.content }}{% endfor %}"
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    teacher = local_teacher(tmp_path / "model", max_new_tokens=5)
+    answers = ask_teacher(teacher, CATALOG, ROWS, tmp_path / "t.jsonl", parallel=1)
+    assert len(answers) == 2
+    assert all(isinstance(answer, str) for answer in answers.values())
+    assert teacher("customer bought") == teacher("customer bought")
+    with pytest.raises(InputError, match="no language model"):
+        local_teacher(tmp_path / "nothing")
