@@ -92,7 +92,7 @@ def read_rationales(path: str | Path, catalog: Catalog) -> dict[Key, str]:
 
 
 def teacher_prompt(catalog: Catalog, history: Sequence[int], target: int, longest: int = 10) -> str:
-    """What a teacher is asked: why somebody with this history takes the target, in as many steps as a SID has levels."""
+    """What a teacher is asked: why somebody with this history takes the target, in a step for each level of a SID."""
     taken = "\n".join(f"- {catalog.titles[item]}" for item in history[-longest:])
     category = f" ({catalog.categories[target]})" if catalog.categories[target] else ""
     return (
