@@ -30,6 +30,8 @@ class Run:
     """Which semantic IDs of the folder, for instance sids_rqvae."""
     split: Split = "auto"
     """auto takes the published chronological pairs where the folder has them, else leave-one-out."""
+    rationales: Path | None = None
+    """Learn to think from this file of a teacher (`sapo data explain`) instead of from the words of the SID tree."""
     seeds: int | None = None
     """How many seeds; the preset's where left out."""
     objectives: tuple[str, ...] | None = None
@@ -66,9 +68,11 @@ class Run:
             stage3, name = replace(stage3, updates=self.updates), f"{name}-{self.updates}updates"
         if self.iterations is not None:
             stage3, name = replace(stage3, num_iterations=self.iterations), f"{name}-{self.iterations}iterations"
+        if self.rationales is not None:
+            name = f"{name}-rationales"
         recipe = replace(recipe, preset=name, stage3=stage3)
-        data = None if self.data is None else str(self.data)
-        results = run(Job(recipe, str(self.out), data, self.sids, self.split), self.workers)
+        data, rationales = (None if path is None else str(path) for path in (self.data, self.rationales))
+        results = run(Job(recipe, str(self.out), data, self.sids, self.split, rationales), self.workers)
         shown = results[results["metric"].isin(["recall@10", "ndcg@10"])]
         print(shown.groupby(["method", "metric"])["value"].mean().unstack().sort_values("ndcg@10").round(4).to_string())
         print(self.out / "results.csv")

@@ -9,6 +9,7 @@ identity (config, data, code, parent run) is finished under OUT is skipped; one 
                      └─ stage 2 without thinking ─────────────┘
 """
 
+import hashlib
 import os
 import shutil
 import signal
@@ -36,9 +37,10 @@ from sapo.errors import InputError
 from sapo.files import disk_errors
 from sapo.policy.backbone import build_backbone
 from sapo.policy.policy import Policy
-from sapo.policy.prompts import build_tokenizer, frequent_words
+from sapo.policy.prompts import build_tokenizer, common_words, frequent_words
+from sapo.policy.rationales import RationaleTraces, read_rationales
 from sapo.policy.rollout import grouped_rollouts
-from sapo.policy.traces import NodeDescriptors
+from sapo.policy.traces import NodeDescriptors, Traces
 from sapo.progress import keep_to_line
 from sapo.recipes import Recipe
 from sapo.runs import Job, RunFolder, read_recorded_runs, read_runs, write_table
@@ -62,8 +64,7 @@ def train_supervised_stage(job: Job, seed: int, stage: Stage) -> None:
     if stage == "stage2_no_thinking":  # stage 1's task goes on, its share of titles included
         config = replace(config, title_share=recipe.stage1.title_share)
     resume, began = folder.start(config.updates), time.monotonic()
-    words = frequent_words(world.catalog, recipe.vocabulary)
-    descriptors = NodeDescriptors(world.catalog, recipe.words_per_block, words)
+    words, traces = _words_and_traces(job)
     if stage == "stage1":
         tokenizer = build_tokenizer(world.catalog, words)
         model = build_backbone(recipe.backbone, tokenizer, seed)
@@ -79,7 +80,7 @@ def train_supervised_stage(job: Job, seed: int, stage: Stage) -> None:
         "thinking" if policy.thinking else "next_item",
         folder.path / "checkpoints",
         seed,
-        descriptors,
+        traces,
         resume,
     )
     policy.save(folder.policy)
@@ -190,11 +191,24 @@ def run_references(job: Job) -> None:
     folder.finish(time.monotonic() - began, 0, {}, {})
 
 
+def _words_and_traces(job: Job) -> tuple[list[str], Traces]:
+    """The words that a policy is to know, and what it is to think: words of the SID tree, or of a teacher."""
+    recipe, catalog = job.recipe, job.world.catalog
+    words = frequent_words(catalog, recipe.vocabulary)
+    if job.rationales is None:
+        return words, NodeDescriptors(catalog, recipe.words_per_block, words)
+    rationales = read_rationales(job.rationales, catalog)
+    words = [*dict.fromkeys([*words, *common_words(rationales.values(), recipe.vocabulary)])]
+    return words, RationaleTraces(rationales, catalog.num_levels, recipe.words_per_block, words)
+
+
 def supervised_folder(job: Job, seed: int, stage: str) -> RunFolder:
     """Where stage 1, stage 2 or its control of a seed lives."""
     recipe = job.recipe
     names = ("backbone", "max_history", "words_per_block", "block_budget", "vocabulary", "stage1")
     config = {name: asdict(recipe)[name] for name in names} | {"seed": seed}
+    if job.rationales is not None:
+        config["rationales"] = hashlib.sha256(Path(job.rationales).read_bytes()).hexdigest()
     if stage != "stage1":
         config |= {"stage2": asdict(recipe.stage2), "evaluation": asdict(recipe.evaluation)}
     if stage == "stage2":  # its rollouts are kept

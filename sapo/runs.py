@@ -60,6 +60,7 @@ class Job:
     data: str | None = None
     sids: str = "sids"
     split: Literal["auto", "leave_one_out", "published_test"] = "auto"
+    rationales: str | None = None
     code: str = field(default_factory=code_version)
 
     @property

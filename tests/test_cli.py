@@ -259,9 +259,16 @@ def test_tokenize_and_compare(tiny, folder, tmp_path, capsys):
     assert len(pd.read_csv(tmp_path / "tokenizers.csv")) == before
 
 
-def test_explain(tiny, folder, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("sapo.policy.rationales.OpenAITeacher.__call__", lambda self, prompt: f"{self.model} says so.")
-    options = ["--url", "http://localhost:1/v1", "--model", "oracle", "--rows", 5, "--to", tmp_path / "r.jsonl"]
+def test_a_teacher_explains_and_is_learnt_from(tiny, folder, tmp_path, capsys, monkeypatch):
+    says = lambda self, prompt: f"{self.model} says so. " + prompt.split("next purchase is: ")[1].split()[0] + " it is."  # noqa: E731
+    monkeypatch.setattr("sapo.policy.rationales.OpenAITeacher.__call__", says)
+    options = ["--url", "http://localhost:1/v1", "--model", "oracle", "--rows", 50, "--to", tmp_path / "r.jsonl"]
     tiny("data", "explain", folder, *options)
-    assert "5 rationales in" in capsys.readouterr().out
-    assert (tmp_path / "r.jsonl").read_text().count("oracle says so.") == 5
+    assert "50 rationales in" in capsys.readouterr().out
+    assert (tmp_path / "r.jsonl").read_text().count("oracle says so.") == 50
+    out = ["--out", tmp_path / "out", "--seeds", 1, "--objectives", "sapo", "--ablations", "--workers", 1]
+    tiny("run", "--data", folder, "--rationales", tmp_path / "r.jsonl", *out)
+    results = pd.read_csv(tmp_path / "out" / "results.csv")
+    assert results["preset"].str.endswith("-rationales").all()
+    policy = next((tmp_path / "out").glob("runs/*/seed0/stage2-*/policy"))
+    assert "oracle" in (policy / "tokenizer.json").read_text()  # the policy knows the teacher's words

@@ -45,7 +45,7 @@ def test_stage_1_translates_between_sids_and_titles():
 
 def test_stage_2_thinks_about_the_target():
     policy = make_policy()
-    rows = Examples(policy, SPLIT, "thinking", length=100, seed=0, descriptors=TREE)
+    rows = Examples(policy, SPLIT, "thinking", length=100, seed=0, traces=TREE)
     seen = {texts(policy, rows[index]) for index in range(100)}
     assert {prompt for prompt, _ in seen} == {
         "<bos> <a_0> <b_0>",
@@ -80,7 +80,7 @@ def test_rows_depend_on_seed_and_index_alone():
 
 def test_bad_settings_say_so():
     policy = make_policy()
-    with pytest.raises(InputError, match="needs descriptors"):
+    with pytest.raises(InputError, match="needs traces"):
         Examples(policy, SPLIT, "thinking", 1, 0)
     single = Interactions(["u"], [[0, 1, 2]], 6).leave_one_out()
     with pytest.raises(InputError, match="no training row"):

@@ -9,7 +9,7 @@ What the model does next is decided by the first token of the completion, so a p
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -71,8 +71,12 @@ def sid_token_ids(tokenizer: "PreTrainedTokenizerFast", level_sizes: Sequence[in
 
 def frequent_words(catalog: Catalog, limit: int) -> list[str]:
     """The `limit` words that most items have in title or category, but at least two; ties in alphabetical order."""
-    texts = zip(catalog.titles, catalog.categories, strict=True)
-    counts = Counter(word for title, category in texts for word in set(split_words(f"{title} {category}")))
+    return common_words(map(" ".join, zip(catalog.titles, catalog.categories, strict=True)), limit)
+
+
+def common_words(texts: Iterable[str], limit: int) -> list[str]:
+    """The `limit` words that most texts have, but at least two; ties in alphabetical order."""
+    counts = Counter(word for text in texts for word in set(split_words(text)))
     common = [word for word, count in counts.items() if count > 1]
     return sorted(common, key=lambda word: (-counts[word], word))[:limit]
 

@@ -221,7 +221,22 @@ class RationaleTraces:
         self.rationales, self.num_steps, self.words_per_block = rationales, num_steps, words_per_block
         self._known = set(vocabulary)
 
-    def trace(self, history: Sequence[int], target: int) -> str:
+    def rows(self, train: Rows) -> Rows:
+        """The rows that the teacher has explained.
+
+        Raises:
+            InputError: none.
+        """
+        pairs = zip(train.history, train.target, strict=True)
+        explained = [row for row, (items, target) in enumerate(pairs) if (tuple(items), target) in self.rationales]
+        if not explained:
+            raise InputError(
+                f"none of {len(train)} training rows has a rationale: histories are whole, from a user's first item "
+                "on, of the training part of the same split."
+            )
+        return train.take(explained)
+
+    def of_row(self, history: Sequence[int], target: int) -> str:
         """The K blocks for a row; a row without a rationale raises a KeyError."""
         blocks = []
         for part in cut(self.rationales[tuple(history), target], self.num_steps):

@@ -8,8 +8,10 @@ its own is described by its parent's.
 import math
 from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
+from typing import Protocol
 
 from sapo.data.catalog import Catalog
+from sapo.data.interactions import Rows
 from sapo.policy.prompts import THINK_END, THINK_START, split_words
 
 # Words that say nothing of a product. Short on purpose: rarity among siblings does most of the work.
@@ -58,6 +60,16 @@ STOPWORDS = frozenset(
 )
 
 
+class Traces(Protocol):
+    """What stage 2 learns to think."""
+
+    def rows(self, train: Rows) -> Rows:
+        """The rows that there is a trace of."""
+
+    def of_row(self, history: Sequence[int], target: int) -> str:
+        """The K blocks for one of them."""
+
+
 class NodeDescriptors:
     """Words for every node of the SID tree.
 
@@ -68,7 +80,7 @@ class NodeDescriptors:
     """
 
     def __init__(self, catalog: Catalog, words_per_node: int = 3, vocabulary: Collection[str] | None = None):
-        self.words_per_node = words_per_node
+        self.words_per_node, self._sids = words_per_node, catalog.sids
         self._words: dict[tuple[int, ...], list[str]] = {(): []}
         usable = None if vocabulary is None else set(vocabulary)
         counts: dict[tuple[int, ...], Counter[str]] = defaultdict(Counter)
@@ -100,3 +112,11 @@ class NodeDescriptors:
         """The K blocks for a target."""
         blocks = (self.words(sid[: depth + 1]) for depth in range(len(sid)))
         return " ".join(" ".join([THINK_START, *words, THINK_END]) for words in blocks)
+
+    def rows(self, train: Rows) -> Rows:
+        """All: every target has a SID."""
+        return train
+
+    def of_row(self, history: Sequence[int], target: int) -> str:
+        """The K blocks for a target, whatever the history."""
+        return self.trace(self._sids[target].tolist())

@@ -22,7 +22,7 @@ from sapo.files import disk_errors
 from sapo.policy.policy import Policy
 from sapo.policy.prompts import BOS, EOS, ITEM_OF, TITLE_OF, sid_text, split_words
 from sapo.policy.shared_prompt import PackedGroups
-from sapo.policy.traces import NodeDescriptors
+from sapo.policy.traces import Traces
 from sapo.training.progress import ProgressLine, StopAtNonFiniteLoss
 
 IGNORED = -100  # the label that the loss skips
@@ -60,18 +60,19 @@ class Examples(torch.utils.data.Dataset):
         task: Literal["next_item", "thinking"],
         length: int,
         seed: int,
-        descriptors: NodeDescriptors | None = None,
+        traces: Traces | None = None,
         title_share: float = 0.0,
     ):
         self.policy, self.task, self.length, self.seed = policy, task, length, seed
-        self.descriptors, self.title_share = descriptors, title_share
+        self.traces, self.title_share = traces, title_share
         self.known = policy.tokenizer.get_vocab()
         self.sequences = [sequence for sequence in split.sequences if len(sequence) > 1]
-        self.histories, self.targets = split.train.history, split.train.target
-        if not self.targets:
+        if not len(split.train):
             raise InputError(f"the split {split.name!r} has no training row: every training sequence has one item.")
-        if task == "thinking" and descriptors is None:
-            raise InputError("the task 'thinking' needs descriptors, the words of the SID tree.")
+        if task == "thinking":
+            if traces is None:
+                raise InputError("the task 'thinking' needs traces: those of the SID tree, or rationales of a teacher.")
+            self.rows = traces.rows(split.train)
 
     def __len__(self) -> int:
         return self.length
@@ -86,13 +87,11 @@ class Examples(torch.utils.data.Dataset):
             if words and rng.random() < 0.5:
                 return self._encode(" ".join([BOS, ITEM_OF, *words]), f"{sid} {EOS}")
             return self._encode(f"{BOS} {sid} {TITLE_OF}", " ".join([*words, EOS]))
-        if self.descriptors is not None and self.task == "thinking":
-            row = int(rng.integers(len(self.targets)))
-            target = self.targets[row]
-            trace = self.descriptors.trace(catalog.sids[target].tolist())
-            return self._encode(
-                self.policy.prompts([self.histories[row]])[0], f"{trace} {sid_text(catalog, target)} {EOS}"
-            )
+        if self.traces is not None and self.task == "thinking":
+            row = int(rng.integers(len(self.rows)))
+            history, target = self.rows.history[row], self.rows.target[row]
+            answer = f"{self.traces.of_row(history, target)} {sid_text(catalog, target)} {EOS}"
+            return self._encode(self.policy.prompts([history])[0], answer)
         # A window of a sequence trains every next item in it at once.
         sequence = self.sequences[int(rng.integers(len(self.sequences)))]
         end = int(rng.integers(2, len(sequence) + 1)) if len(sequence) > self.policy.max_history + 1 else len(sequence)
@@ -142,7 +141,7 @@ def train_supervised(
     task: Literal["next_item", "thinking"],
     folder: str | Path,
     seed: int,
-    descriptors: NodeDescriptors | None = None,
+    traces: Traces | None = None,
     resume: bool = False,
 ) -> list[dict[str, float]]:
     """Train `policy.model` in place; returns the trainer's log.
@@ -160,7 +159,7 @@ def train_supervised(
         task,
         length=config.updates * config.batch_size,
         seed=seed,
-        descriptors=descriptors,
+        traces=traces,
         title_share=config.title_share if task == "next_item" else 0.0,
     )
     pad_id = policy.tokenizer.pad_token_id
