@@ -347,20 +347,26 @@ class Explain:
     """How many of them, drawn with a fixed seed; all where left out."""
     parallel: int = 8
     """Questions at a time."""
+    max_tokens: int = 1000
+    """Of an answer, with what the model thinks before it."""
 
     def __call__(self) -> None:
         from sapo.data.catalog import Catalog
         from sapo.data.interactions import Interactions
-        from sapo.policy.rationales import OpenAITeacher, ask_teacher, leak_rate, local_teacher
+        from sapo.policy.rationales import OpenAITeacher, Teacher, ask_teacher, leak_rate, local_teacher
 
-        for name in ("rows", "parallel"):
+        for name in ("rows", "parallel", "max_tokens"):
             _at_least_one(name, getattr(self, name))
         catalog, interactions = Catalog.load(self.folder, self.sids), Interactions.load(self.folder)
         published = interactions.has_published if self.split == "auto" else self.split == "published_test"
         split = interactions.published() if published else interactions.leave_one_out()
         path = self.to or self.folder / "rationales.jsonl"
-        teacher = OpenAITeacher(self.url, self.model, self.key) if self.url else local_teacher(self.model)
-        answers = ask_teacher(teacher, catalog, split.train.sample(self.rows), path, self.parallel if self.url else 1)
+        if self.url:
+            teacher: Teacher = OpenAITeacher(self.url, self.model, self.key, max_tokens=self.max_tokens)
+        else:
+            teacher = local_teacher(self.model, self.max_tokens)
+        rows = split.train.sample(self.rows)
+        answers = ask_teacher(teacher, catalog, rows, path, self.model, self.parallel if self.url else 1)
         print(f"{len(answers):,} rationales in {path}; {leak_rate(answers, catalog):.1%} name their target's title")
 
 

@@ -38,14 +38,17 @@ def write_lines(path, lines, compress=True):
 def test_reviews_are_read_in_the_order_of_the_file(tmp_path):
     lines = [review("A1", "B000000001", 7), review("A2", "B000000002", 5), "{broken", review("A1", "B000000002", 6)]
     lines.append('{"reviewerID": "A3", "asin": "B000000001"}')  # no time
+    lines += [review("A3", "B000000001", time) for time in (10**20, -1, float("inf"))] + ["[" * 100_000]
+    lines.append(review("A\ud83d", "B000000001", 7))
+    lines += [review("A1", "B000000001", 8)] * 9
     for compress in (True, False):
         reviews = read_reviews(write_lines(tmp_path / "r.json.gz", lines, compress))
         assert reviews.user_names == ["A1", "A2"]
         assert reviews.item_names == ["B000000001", "B000000002"]
-        assert reviews.users.tolist() == [0, 1, 0]
-        assert reviews.items.tolist() == [0, 1, 1]
-        assert reviews.times.tolist() == [7, 5, 6]
-        assert reviews.broken == [3, 5]
+        assert reviews.users.tolist() == [0, 1, 0] + [0] * 9
+        assert reviews.items.tolist() == [0, 1, 1] + [0] * 9
+        assert reviews.times.tolist() == [7, 5, 6] + [8] * 9
+        assert reviews.broken == [3, 5, 6, 7, 8, 9, 10]
 
 
 @pytest.mark.parametrize("item_first", [True, False])  # as in the release of 2018, of 2014
@@ -79,13 +82,15 @@ def test_products_of_either_release(tmp_path):
         "{'asin': 'B2', 'title': 'Soap', 'categories': [['Beauty', 'Bath'], ['Gifts']], 'description': 'Long word'}",
         json.dumps({"asin": "B1", "title": "again"}),
         json.dumps({"asin": "B3", "title": "not wanted"}),
+        json.dumps({"asin": "B5", "title": "Mat", "categories": 5}),
         "{'asin': 'B4', 'title': ",
         "nothing",
     ]
-    found, broken = read_products(write_lines(tmp_path / "m.json.gz", lines), {"B1", "B2", "B4"}, longest=6)
+    found, broken = read_products(write_lines(tmp_path / "m.json.gz", lines), {"B1", "B2", "B4", "B5"}, longest=6)
     assert found == {
         "B1": amazon.Product("Pens & Ink", "Bic", "Office,Pens", ""),
         "B2": amazon.Product("Soap", "", "Beauty,Bath", "Long"),  # not cut within a word
+        "B5": amazon.Product("Mat", "", "", ""),
     }
     assert broken == 2
 
@@ -96,6 +101,8 @@ def test_clean_text():
     assert clean("<p>A</p><script>var x = 1;</script>B") == "A B"
     assert clean(["one", "two"]) == "one two"
     assert clean(None) == ""
+    assert clean("fits 3 < 5 and 7 > 2") == "fits 3 < 5 and 7 > 2"
+    assert clean("cut \ud83d") == "cut ?"
 
 
 # ------------------------------------------------------------------------------------------------------ filtering
@@ -207,6 +214,10 @@ def test_raw_files_become_a_folder_that_loads(tmp_path):
     loaded = Catalog.load(tmp_path / "home")
     assert loaded.sids.equal(catalog.sids)
     assert loaded.titles.count("") == 1
+    with pytest.raises(InputError, match="holds data already"):
+        list(build("Home", tmp_path / "home", tmp_path, Filter(), "2018", reviews, products))
+    with pytest.raises(InputError, match="no user has 3 items"):
+        list(build("Home", tmp_path / "none", tmp_path, Filter(1, until="1970-01-04"), "2018", reviews, products))
     # the same files give the same bytes
     again = tmp_path / "again"
     list(build("Home", again, tmp_path, Filter(), "2018", reviews, products))

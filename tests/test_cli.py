@@ -244,10 +244,12 @@ def test_tokenize_and_compare(tiny, folder, tmp_path, capsys):
     assert Catalog.load(shop, "sids_letter").num_levels == 2
     assert (shop / "sids_letter.safetensors").is_file()
     assert "sids_letter.tsv.gz" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="no tokenizer of ours made"):
+        tiny("data", "tokenize", shop)
     tiny("data", "compare", shop, "--to", tmp_path, "--seeds", 1, "--epochs", 1)
     rows = pd.read_csv(tmp_path / "tokenizers.csv")
     assert set(rows["dataset"]) == {"shop"}
-    assert set(rows.loc[rows["source"] == "published", "tokenizer"]) == {"sids", "sids_letter"}
+    assert set(rows.loc[rows["source"] == "published", "tokenizer"]) == {"sids"}  # sids_letter is ours
     fitted = rows[rows["source"] == "measured"].pivot(index="tokenizer", columns="metric", values="value")
     assert set(fitted.index) == {"rkmeans", "rkmeans_balanced", "rqvae", "lcrec", "letter"}
     assert (fitted["collision_rate"] <= fitted["collisions_left"]).all()

@@ -394,3 +394,11 @@ def test_days_come_back_and_are_checked(tmp_path):
     (tmp_path / "sequences.tsv.gz").unlink()
     with pytest.raises(InputError, match=r"line 2, column 'days': 2 days for 3 items"):
         load(tmp_path, LEAVE_ONE_OUT, sequences="user_id\titems\tdays\nA\t0 1 2\t4 5\n")
+
+
+def test_an_earlier_cut_does_not_stay(tmp_path):
+    folder(tmp_path)
+    assert Interactions.load(tmp_path).has_published
+    Interactions(["u"], [[0, 1, 2]], 5).save(tmp_path)
+    assert not Interactions.load(tmp_path).has_published
+    assert Interactions.load(tmp_path).user_ids == ["u"]

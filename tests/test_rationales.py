@@ -3,6 +3,7 @@
 import http.server
 import json
 import threading
+import time
 
 import pytest
 import torch
@@ -77,8 +78,8 @@ def test_files_of_either_kind(tmp_path, suffix):
         ('{"history": [0], "target": 9, "rationale": "x"}', "line 1: items are 0 to 2"),
         ('{"history": [], "target": 1, "rationale": "x"}', "at least one in a history"),
         ('{"history": ["a"], "target": 1, "rationale": "x"}', "history and target are item ids"),
-        ("[1]", "line 1: a JSON object is expected"),
-        ("{", "line 1: no JSON"),
+        ("[1]", "line 1: no JSON object"),
+        ("{", "line 1: no jsonl"),
         ("", "has no rationale"),
     ],
 )
@@ -165,28 +166,72 @@ def test_a_busy_server_is_asked_again_and_a_refusal_is_not(server, tmp_path):
     with pytest.raises(InputError, match="chat/completions: 401"):
         OpenAITeacher(server["url"], "m", pause=0)("why?")
     assert len(server["asked"]) == 4
-    server["failures"], server["answer"] = 0, {"error": "no"}
+    server["failures"] = 0
+    for content, finish in ((None, "length"), ("<think> and on and on", "length"), ("", "stop")):
+        server["answer"] = {"choices": [{"message": {"content": content}, "finish_reason": finish}]}
+        with pytest.raises(InputError, match=f"no answer in 1000 tokens .*{finish}"):
+            OpenAITeacher(server["url"], "m", pause=0)("why?")
+    server["answer"] = {"choices": [{"message": {"content": "<think>hm\n</think>\nSo."}}]}
+    assert OpenAITeacher(server["url"], "m", pause=0)("why?") == "So."
+    server["answer"] = {"error": "no"}
     with pytest.raises(InputError, match="an answer of another form"):
         OpenAITeacher(server["url"], "m", pause=0)("why?")
     with pytest.raises(InputError, match=r"chat/completions: .*refused"):
         OpenAITeacher("http://127.0.0.1:9", "m", pause=0, attempts=2)("why?")
 
 
-def test_answers_before_a_failure_stay(tmp_path):
+@pytest.mark.parametrize("parallel", [1, 8])
+def test_a_question_that_fails_stops_no_other(tmp_path, parallel):
     def teacher(prompt):
-        if "- Steel Drill" in prompt:
+        if "- Red Hat" in prompt:
             raise InputError("the teacher is tired.")
         return "Fine."
 
     path = tmp_path / "t.jsonl"
-    with pytest.raises(InputError, match="tired"):
-        ask_teacher(teacher, CATALOG, ROWS, path, parallel=1)
-    assert read_rationales(path, CATALOG) == {((0, 1), 2): "Fine."}
+    with pytest.raises(InputError, match="1 of 2 questions failed; the first: the teacher is tired"):
+        ask_teacher(teacher, CATALOG, ROWS, path, parallel=parallel)
+    assert read_rationales(path, CATALOG) == {((2,), 0): "Fine."}
+    asked = []
+    ask_teacher(lambda prompt: asked.append(prompt) or "Now.", CATALOG, ROWS, path)
+    assert len(asked) == 1
+
+
+def test_a_teacher_who_is_gone_is_not_asked_on_and_on(tmp_path):
+    asked = []
+
+    def gone(prompt):
+        asked.append(prompt)
+        time.sleep(0.01)
+        raise InputError("nobody there.")
+
+    many = Rows(["u"] * 100, [[0] * length for length in range(1, 101)], [1] * 100)
+    with pytest.raises(InputError, match="nobody there"):
+        ask_teacher(gone, CATALOG, many, tmp_path / "t.jsonl", parallel=2)
+    assert len(asked) < 20
+
+
+def test_a_torn_file_is_mended_and_another_teachers_is_refused(tmp_path):
+    path = tmp_path / "t.jsonl"
+    ask_teacher(lambda _: "Fine.", CATALOG, ROWS, path, "one")
+    whole = path.read_bytes()
+    path.write_bytes(whole + b'{"history": [0')
+    assert len(ask_teacher(lambda _: "Again.", CATALOG, ROWS, path, "one")) == 2
+    assert path.read_bytes() == whole
+    path.write_bytes(whole.rstrip())  # an editor has taken the last line end away
+    more = Rows(["w"], [[1]], [0])
+    ask_teacher(lambda _: "More.", CATALOG, more, path, "one")
+    assert len(read_rationales(path, CATALOG)) == 3
+    with pytest.raises(InputError, match="holds answers of 'one', not of 'two'"):
+        ask_teacher(lambda _: "x", CATALOG, more, path, "two")
+    with pytest.raises(InputError, match="kept as JSON lines"):
+        ask_teacher(lambda _: "x", CATALOG, more, tmp_path / "t.csv")
 
 
 @pytest.mark.parametrize("chat", [True, False])
 def test_a_model_on_this_machine(tmp_path, chat):
-    model, tokenizer = tiny_model(60), build_tokenizer(CATALOG, ["steel", "drill", "customer", "bought"])
+    words = [f"{first}{second}" for first in "bdfgklmn" for second in ("ab", "eb", "ib", "ob", "ub", "ad", "ed", "id")]
+    tokenizer = build_tokenizer(CATALOG, [*words, "customer", "bought"])
+    model = tiny_model(len(tokenizer))
     if chat:
         tokenizer.chat_template = "{% for message in messages %}{{ message.content }}{% endfor %}"
     model.save_pretrained(tmp_path / "model")

@@ -112,6 +112,16 @@ def test_sum_of_codes_misses_the_input_by_the_last_residual():
     assert torch.equal(quantized.codes, residual_codes(encoded, [book.detach() for book in network.codebooks]))
 
 
+def test_only_the_last_level_is_shared_equally():
+    network = small_network()
+    encoded = torch.randn(64, 3, generator=torch.Generator().manual_seed(3))
+    plain, shared = network.quantize(encoded), network.quantize(encoded, sinkhorn_epsilon=0.01)
+    assert torch.equal(plain.codes[:, 0], shared.codes[:, 0])
+    sizes = [torch.bincount(of.codes[:, 1], minlength=4) for of in (plain, shared)]
+    assert sizes[0].max() - sizes[0].min() > 16
+    assert sizes[1].max() - sizes[1].min() <= 8
+
+
 def test_gradients_go_straight_through():
     network, encoded = small_network(), torch.randn(7, 3, requires_grad=True)
     weights = torch.randn(7, 3)
@@ -249,9 +259,11 @@ def test_reassignment_is_the_cheapest(data):
     assert torch.equal(reassign(result, costs), result)
 
 
-def test_more_items_than_codes_share_evenly():
-    result = reassign(torch.zeros(7, 2, dtype=torch.long), torch.rand(7, 3))
-    assert sorted(torch.bincount(result[:, 1]).tolist()) in ([2, 2, 3], [1, 3, 3])
+@pytest.mark.parametrize(("items", "sizes"), [(7, [2, 2, 3]), (4, [1, 1, 2]), (6, [2, 2, 2])])
+def test_more_items_than_codes_share_evenly(items, sizes):
+    costs = torch.tensor([[0.0, 0.0, 9.0]]).repeat(items, 1)  # nobody wants the third
+    result = reassign(torch.zeros(items, 2, dtype=torch.long), costs)
+    assert sorted(torch.bincount(result[:, 1]).tolist()) == sizes
 
 
 # ---------------------------------------------------------------------------------------------- texts and saved files

@@ -46,8 +46,10 @@ def compare(folders: Sequence[Path], comparison: Comparison) -> Iterator[pd.Data
         catalog = Catalog.load(folder)
         texts = item_texts(catalog.texts)
         vectors = torch.from_numpy(TextVectors().fit(texts))
-        for path in sorted(folder.glob("sids*.tsv*")):
-            name = path.name.partition(".")[0]
+        names = {path.name.partition(".")[0] for path in folder.glob("sids*.tsv*")}
+        for name in sorted(names):
+            if (folder / f"{name}.safetensors").exists():  # ours
+                continue
             sids = Catalog.load(folder, name).sids
             facts = sid_report(sids, vectors, catalog.categories)
             rows += _rows(catalog.name, name, "published", sids, 0, facts)

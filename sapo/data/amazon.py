@@ -29,7 +29,7 @@ from jaxtyping import Bool, Int
 from numpy import ndarray
 
 from sapo.data.download import download
-from sapo.data.interactions import Interactions, chronological_pairs
+from sapo.data.interactions import DAY_LIMIT, Interactions, chronological_pairs
 from sapo.data.tsv import write_table
 from sapo.errors import InputError
 from sapo.progress import progress_bar
@@ -47,7 +47,7 @@ FILES = {
 DAY = 24 * 60 * 60
 LOOKED_AT = 1000  # first lines that decide whether a file is what it should be
 ASIN = re.compile(r"""["']asin["']\s*:\s*["']([^"']+)["']""")
-TAG = re.compile(r"<(script|style)\b.*?</\1\s*>|<[^<>]*>", re.IGNORECASE | re.DOTALL)
+TAG = re.compile(r"<(script|style)\b[^<]*(?:<(?!/\1)[^<]*)*</\1\s*>|</?[a-z!][^<>]*>", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -108,9 +108,10 @@ def read_reviews(path: str | Path) -> Reviews:
                 review = json.loads(line)
                 user, item, moment = review["reviewerID"], review["asin"], review["unixReviewTime"]
             seconds = int(moment)
-            if not (isinstance(user, str) and isinstance(item, str) and user and item):
+            named = all(isinstance(name, str) and name and name.isascii() for name in (user, item))
+            if not named or not 0 <= seconds < DAY_LIMIT * DAY:
                 raise ValueError
-        except (ValueError, TypeError, KeyError, StopIteration, csv.Error):
+        except (ValueError, TypeError, KeyError, StopIteration, OverflowError, RecursionError, csv.Error):
             broken.append(number)
             if number == LOOKED_AT and len(broken) > LOOKED_AT // 2:
                 raise _no_reviews(path, is_csv) from None
@@ -205,12 +206,14 @@ def clean(text: object) -> str:
         text = " ".join(part for part in text if isinstance(part, str))
     if not isinstance(text, str):
         return ""
-    text = html.unescape(html.unescape(text))  # some are escaped twice
+    text = html.unescape(html.unescape(text)).encode("utf-8", "replace").decode()  # some are escaped twice, or cut
     return " ".join(TAG.sub(" ", text).split())
 
 
 def _product(fields: dict[str, Any], longest: int) -> Product:
-    names: Any = fields.get("category") or next(iter(fields.get("categories") or []), [])
+    names: Any = fields.get("category")
+    if not names and isinstance(paths := fields.get("categories"), list) and paths:
+        names = paths[0]
     path = [clean(name) for name in names] if isinstance(names, list) else [clean(names)]
     title, description = clean(fields.get("title")), clean(fields.get("description"))
     if len(description) > longest:  # not in the middle of a word
@@ -321,8 +324,11 @@ def build(
     Users and items are numbered in an order that says nothing. A user of fewer than 3 items is left out.
 
     Raises:
-        InputError: files that are no reviews or products, or cannot be fetched; nothing is left.
+        InputError: files that are no reviews or products, or cannot be fetched; nothing is left; a folder that holds
+            data already.
     """
+    if any(folder.glob("items.tsv*")):
+        raise InputError(f"{folder} holds data already; SIDs and policies of other items must not stay. Name another.")
     reviews_url, products_url = urls(category, release, kept.k)
     reviews_path = reviews_path or download(reviews_url, raw / release / Path(reviews_url).name)
     products_path = products_path or download(products_url, raw / release / Path(products_url).name)
@@ -338,6 +344,8 @@ def build(
     core = kept.apply(reviews, titles)
     names, items, times = sequences(core)
     long = [row for row, sequence in enumerate(items) if len(sequence) >= 3]
+    if not long:
+        raise InputError("no user has 3 items, of which one is to train, one to validate and one to test.")
     numbers = numbered({name for row in long for name in items[row]})
     if titles is None:
         products, broken = read_products(products_path, numbers)

@@ -170,7 +170,10 @@ class Interactions:
         return cls(users, sequences, num_items, pairs, days)
 
     def save(self, folder: str | Path) -> None:
-        """Write what `load` reads, beside the `items.tsv.gz` that `Catalog.save` writes."""
+        """Write what `load` reads, beside the `items.tsv.gz` that `Catalog.save` writes; an earlier cut goes."""
+        for stem in ("sequences", "sequences_extended", "valid", "test"):
+            for suffix in (".tsv.gz", ".tsv"):
+                (Path(folder) / f"{stem}{suffix}").unlink(missing_ok=True)
         if self.days is None:
             write_table(folder, "sequences", ["user_id", "items"], zip(self.user_ids, self.items, strict=True))
         else:

@@ -9,13 +9,14 @@ A rationale is one text for a row, a history and its target.
 """
 
 import csv
+import http.client
 import json
 import re
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -29,6 +30,7 @@ from sapo.progress import progress_bar
 
 Key = tuple[tuple[int, ...], int]  # a history and its target
 Teacher = Callable[[str], str]
+THOUGHT = re.compile(r"<think>.*?</think>", re.DOTALL)
 SENTENCE = re.compile(r"(?<=[.!?])\s+|\n+")
 COLUMNS = ("history", "target", "rationale")
 
@@ -57,7 +59,7 @@ def names_title(text: str, title: str) -> bool:
 def leak_rate(rationales: Mapping[Key, str], catalog: Catalog) -> float:
     """Share of rationales that name the title of their target."""
     named = [names_title(text, catalog.titles[target]) for (_, target), text in rationales.items()]
-    return sum(named) / len(named)
+    return sum(named) / max(1, len(named))
 
 
 def read_rationales(path: str | Path, catalog: Catalog) -> dict[Key, str]:
@@ -103,40 +105,82 @@ def teacher_prompt(catalog: Catalog, history: Sequence[int], target: int, longes
     )
 
 
-def ask_teacher(teacher: Teacher, catalog: Catalog, rows: Rows, path: str | Path, parallel: int = 8) -> dict[Key, str]:
+def ask_teacher(
+    teacher: Teacher, catalog: Catalog, rows: Rows, path: str | Path, name: str = "", parallel: int = 8
+) -> dict[Key, str]:
     """Ask for a rationale of each row.
 
     Answers are appended to a JSON-lines file as they come, and what stands there is not asked again, so a run that was
-    stopped goes on.
+    stopped goes on. A question that fails does not stop the others, unless many fail one after the other.
 
     Args:
+        name: of the teacher; it is kept with the answers, and the file is of one teacher.
         parallel: questions at a time.
 
     Raises:
-        InputError: as the teacher; what was answered before stays in the file.
+        InputError: a question that failed, after all others; a file of another teacher, or one that is no JSON lines.
     """
     path = Path(path)
-    known = read_rationales(path, catalog) if path.is_file() and path.stat().st_size else {}
+    if path.suffix == ".csv":
+        raise InputError(f"{path}: answers are kept as JSON lines; name a file that ends in .jsonl.")
+    known = _answered(path, catalog, name)
     keys = dict.fromkeys((tuple(history), target) for history, target in zip(rows.history, rows.target, strict=True))
     asked = [key for key in keys if key not in known]
     path.parent.mkdir(parents=True, exist_ok=True)
+    failed: list[InputError] = []
+    in_a_row = 0
     with path.open("a", encoding="utf-8") as file, ThreadPoolExecutor(parallel) as pool:
-        answers = pool.map(lambda key: teacher(teacher_prompt(catalog, *key)), asked)
+        futures = {pool.submit(teacher, teacher_prompt(catalog, *key)): key for key in asked}
         try:
-            for key, answer in zip(asked, progress_bar("teacher", answers, total=len(asked)), strict=True):
-                known[key] = answer
-                row = {"history": list(key[0]), "target": key[1], "rationale": answer}
+            for future in progress_bar("teacher", as_completed(futures), total=len(asked)):
+                history, target = key = futures[future]
+                try:
+                    answer = future.result()
+                    if not answer.strip():
+                        raise InputError("the teacher's answer is empty.")
+                except InputError as error:
+                    failed.append(error)
+                    in_a_row += 1
+                    if in_a_row >= 3 * parallel:
+                        break
+                    continue
+                known[key], in_a_row = answer, 0
+                row = {"history": list(history), "target": target, "rationale": answer, "teacher": name}
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
                 file.flush()
-        except BaseException:
+        finally:
             pool.shutdown(cancel_futures=True)
-            raise
+    if failed:
+        raise InputError(f"{len(failed)} of {len(asked)} questions failed; the first: {failed[0]} Answers are kept.")
     return {key: known[key] for key in keys}
+
+
+def _answered(path: Path, catalog: Catalog, name: str) -> dict[Key, str]:
+    """What a file of answers holds; a last line that was torn goes."""
+    if not path.is_file():
+        return {}
+    lines = path.read_bytes().splitlines(keepends=True)
+    if lines and not lines[-1].endswith(b"\n"):
+        try:
+            json.loads(lines[-1])
+        except ValueError:
+            lines.pop()
+        else:
+            lines[-1] += b"\n"
+        path.write_bytes(b"".join(lines))
+    if not any(line.strip() for line in lines):
+        return {}
+    others = {str(fields.get("teacher", "")) for _, fields in _records(path)} - {name}
+    if others:
+        raise InputError(f"{path} holds answers of {min(others)!r}, not of {name!r}: name another file.")
+    return read_rationales(path, catalog)
 
 
 @dataclass(frozen=True)
 class OpenAITeacher:
     """A model behind an OpenAI-compatible URL (`/chat/completions` is added): vLLM, Ollama, OpenAI, and others.
+
+    What a model thinks between <think> tags before it answers is no part of the answer.
 
     Args:
         attempts: of one question; the server may be busy or gone for a while.
@@ -147,7 +191,7 @@ class OpenAITeacher:
     model: str
     key: str = ""
     temperature: float = 0.0
-    max_tokens: int = 300
+    max_tokens: int = 1000
     timeout: float = 120.0
     attempts: int = 5
     pause: float = 1.0
@@ -172,16 +216,21 @@ class OpenAITeacher:
             try:
                 request = urllib.request.Request(url, json.dumps(body).encode(), headers)
                 with urllib.request.urlopen(request, timeout=self.timeout) as answer:
-                    return str(json.load(answer)["choices"][0]["message"]["content"]).strip()
+                    choice = json.load(answer)["choices"][0]
+                text = THOUGHT.sub("", choice["message"]["content"] or "").strip()
+                if text and "<think>" not in text:
+                    return text
+                problem = f"no answer in {self.max_tokens} tokens (finish_reason {choice.get('finish_reason')!r})"
+                break
             except urllib.error.HTTPError as error:
-                problem = f"{error.code} {error.reason}"
+                problem = f"{error.code} {error.reason} {error.read(300).decode('utf-8', 'replace')}".strip()
                 if error.code < 500 and error.code not in (408, 429):
                     break
             except (KeyError, IndexError, TypeError, ValueError) as error:
                 problem = f"an answer of another form ({error!r})"
                 break
-            except OSError as error:
-                problem = str(error)
+            except (OSError, http.client.HTTPException) as error:
+                problem = str(error) or type(error).__name__
         raise InputError(f"{url}: {problem}.")
 
 
@@ -247,19 +296,22 @@ class RationaleTraces:
 
 def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Line number and fields of every row."""
-    with path.open(encoding="utf-8", newline="") as file:
-        if path.suffix == ".csv":
-            reader = csv.DictReader(file)
-            for fields in reader:
-                yield reader.line_num, dict(fields)
-            return
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                fields = json.loads(line)
-            except ValueError as error:
-                raise InputError(f"{path}, line {number}: no JSON ({error}).") from error
-            if not isinstance(fields, dict):
-                raise InputError(f"{path}, line {number}: a JSON object is expected, with {', '.join(COLUMNS)}.")
-            yield number, fields
+    number = 0
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            if path.suffix == ".csv":
+                reader = csv.DictReader(file)
+                for fields in reader:
+                    number = reader.line_num
+                    yield number, dict(fields)
+                return
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    fields = json.loads(line)
+                    if not isinstance(fields, dict):
+                        raise InputError(f"{path}, line {number}: no JSON object with {', '.join(COLUMNS)}.")
+                    yield number, fields
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}, after line {number}: not UTF-8 ({error.reason}); save it as UTF-8.") from error
+    except (json.JSONDecodeError, csv.Error) as error:
+        raise InputError(f"{path}, line {number}: no {path.suffix.lstrip('.') or 'JSON'} ({error}).") from error

@@ -50,8 +50,10 @@ def reassign(codes: Int[Tensor, "N K"], costs: Float[Tensor, "N C"]) -> Int[Tens
     for items in prefixes.values():
         if len(codes[items, -1].unique()) == len(items):
             continue
-        copies = -(-len(items) // costs.shape[1])  # each code may be taken so often
-        matrix = costs[items].double().repeat(1, copies)
+        # with more items than codes each code is taken so often, and some once more, which costs more than all else
+        often = len(items) // costs.shape[1]
+        matrix = costs[items].double().repeat(1, often + 1)
+        matrix[:, often * costs.shape[1] :] += (matrix.max() - matrix.min() + 1) * len(items)
         _, columns = linear_sum_assignment(matrix.numpy())
         result[items, -1] = torch.from_numpy(columns) % costs.shape[1]
     return result

@@ -28,6 +28,8 @@ def sid_report(
         categories: of the items, for what a prefix means; items without one are left out.
     """
     facts: dict[str, float] = {"items": len(sids), "collision_rate": collision_rate(sids)}
+    whole = groups(sids)
+    near = None if vectors is None else nearest_neighbours(vectors)
     for level in range(1, sids.shape[1] + 1):
         before, upto = groups(sids[:, : level - 1]), groups(sids[:, :level])
         code = groups(sids[:, level - 1 : level])
@@ -37,11 +39,11 @@ def sid_report(
         children = torch.bincount(upto.new_tensor(first_of(upto, before)))
         facts[f"branching_{level}"] = float(children.float().mean())
         facts[f"forced_{level}"] = float((children[before] == 1).float().mean())
-        sids_below = torch.bincount(groups(sids[:, :level]).new_tensor(first_of(groups(sids), upto)))
+        sids_below = torch.bincount(upto.new_tensor(first_of(whole, upto)))
         facts[f"fixed_after_{level}"] = float((sids_below[upto] == 1).float().mean())
         facts[f"chance_{level}"] = chance_match(before, code)
-        if vectors is not None:
-            facts[f"neighbours_share_{level}"] = float((upto == upto[nearest_neighbours(vectors)]).float().mean())
+        if near is not None:
+            facts[f"neighbours_share_{level}"] = float((upto == upto[near]).float().mean())
         if categories is not None:
             facts[f"same_category_{level}"] = same_category(upto, categories)
     if categories is not None:

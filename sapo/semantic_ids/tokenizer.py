@@ -149,10 +149,17 @@ def default_levels(num_items: int) -> tuple[int, ...]:
 def tokenize_folder(
     folder: str | Path, name: str, config: TokenizerConfig, sequences: Sequence[Sequence[int]] | None = None
 ) -> tuple[Catalog, ItemTokenizer]:
-    """Learn SIDs of a data folder's items; writes `<name>.tsv.gz` and `<name>.safetensors` there."""
+    """Learn SIDs of a data folder's items; writes `<name>.tsv.gz` and `<name>.safetensors` there.
+
+    Raises:
+        InputError: as `ItemTokenizer.fit`; SIDs of this name that were made elsewhere.
+    """
+    saved = Path(folder) / f"{name}.safetensors"
+    if any(Path(folder).glob(f"{name}.tsv*")) and not saved.exists():
+        raise InputError(f"{folder} has {name} that no tokenizer of ours made; give ours another name (--name).")
     texts, tokenizer = load_texts(folder), ItemTokenizer(config)
     sids = tokenizer.fit(item_texts(texts), sequences, progress=True)
     catalog = Catalog(Path(folder).resolve().name, sids, item_ids=list(range(len(sids))), **texts)
     catalog.save_sids(folder, name)
-    tokenizer.save(Path(folder) / f"{name}.safetensors")
+    tokenizer.save(saved)
     return catalog, tokenizer

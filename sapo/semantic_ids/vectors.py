@@ -107,19 +107,18 @@ def collaborative_vectors(
     Raises:
         InputError: no sequence of two items.
     """
-    from scipy.sparse import coo_matrix
+    from scipy.sparse import coo_matrix, csr_matrix
     from sklearn.decomposition import TruncatedSVD
 
-    pairs = [
-        (sequence[at], sequence[at + gap], 1 / gap)
-        for sequence in sequences
-        for gap in range(1, window + 1)
-        for at in range(len(sequence) - gap)
-    ]
-    if not pairs:
+    items = np.concatenate([np.asarray(sequence, dtype=np.int64) for sequence in sequences])
+    users = np.repeat(np.arange(len(sequences)), [len(sequence) for sequence in sequences])
+    near = csr_matrix((num_items, num_items))
+    for gap in range(1, window + 1):
+        same = users[gap:] == users[:-gap]
+        left, right = items[:-gap][same], items[gap:][same]
+        near += csr_matrix((np.full(len(left), 1 / gap), (left, right)), near.shape)
+    if not near.nnz:
         raise InputError("no sequence holds two items; collaborative vectors need sequences.")
-    left, right, weight = (np.array(column) for column in zip(*pairs, strict=True))
-    near = coo_matrix((weight, (left, right)), (num_items, num_items)).tocsr()
     near = (near + near.T).tocoo()
     margins = np.asarray(near.sum(1)).ravel()
     information = np.log(near.data * margins.sum() / (margins[near.row] * margins[near.col]))
