@@ -1,5 +1,6 @@
 """Tokenizers compared: SIDs of every method on data folders, beside the ones that came with the data."""
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -83,4 +84,5 @@ def _rows(
     dataset: str, tokenizer: str, source: str, sids: Int[Tensor, "N K"], seed: int, facts: dict[str, float]
 ) -> list[dict[str, object]]:
     common = {"dataset": dataset, "tokenizer": tokenizer, "source": source, "levels": sids.shape[1], "seed": seed}
-    return [{**common, "metric": metric, "value": value} for metric, value in facts.items()]
+    known = {metric: value for metric, value in facts.items() if not math.isnan(value)}  # categories may be missing
+    return [{**common, "metric": metric, "value": value} for metric, value in known.items()]
