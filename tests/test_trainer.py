@@ -154,12 +154,12 @@ def level_reward(level):
     [
         ("grpo", {"beta": 0.04}, {"loss_type": "grpo"}),
         ("dr_grpo", {"beta": 0.0}, {"loss_type": "dr_grpo", "scale_rewards": "none"}),
+        # Adam makes whole steps of gradients that are nothing but rounding, and the two round their sums differently
         (
             "gspo",
-            {"beta": 0.0, "learning_rate": 3e-3},
+            {"beta": 0.0, "optim": "sgd", "learning_rate": 1.0},
             {"loss_type": "grpo", "importance_sampling_level": "sequence", "epsilon": 3e-4, "epsilon_high": 4e-4},
         ),
-        # Adam makes whole steps of gradients that are nothing but rounding, and the two round their sums differently
         (
             "gdpo",
             {"beta": 0.0, "optim": "sgd", "learning_rate": 0.1},
