@@ -1,17 +1,16 @@
 """`make bench`: a table of ratios, and how cost grows.
 
-Each row alternates ours and theirs in one process and takes medians; results are compared in the same run, and a row
-whose results differ makes the command fail.
+Each row alternates ours and theirs in one process, of its own so that no row sees the memory another has left behind,
+and takes medians; results are compared in the same run, and a row whose results differ makes the command fail.
 """
 
 import json
-import statistics
 import sys
 import tempfile
 import time
-import warnings
-from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Literal
 
@@ -23,18 +22,9 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import growth
-from benchmarks.ratios import (
-    Case,
-    advantages_case,
-    beam_case,
-    rollout_case,
-    training_case,
-    trie_allowed_case,
-    trie_build_case,
-    update_case,
-)
-from benchmarks.world import LARGE, SMALL, Sizes, World, peak_bytes
+from benchmarks import growth, rows
+from benchmarks.rows import Measured, quiet
+from benchmarks.world import LARGE, SMALL, Sizes, World
 from sapo.files import write_atomically
 
 HERE = Path(__file__).resolve().parent
@@ -60,74 +50,14 @@ class Bench:
     """Also write timing.csv into this folder (`paper_figures/data` is the committed record)."""
 
 
-@dataclass(frozen=True)
-class Result:
-    """A row of bench.json."""
-
-    what: str
-    against: str
-    ratio: float
-    ours_seconds: float
-    theirs_seconds: float
-    equal: bool | None
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A row, and what only the other table says: peak memory of each side, if tensors make it, and calls of each."""
-
-    result: Result
-    ours_bytes: int | None
-    theirs_bytes: int | None
-    rounds: int
-
-
-def cases(world: World, parent: Path) -> Iterator[Callable[[], Case]]:
-    """The rows, made one by one, so that one's memory is free before the next."""
-    yield lambda: training_case(world, parent)
-    yield lambda: update_case(world)
-    yield lambda: update_case(world, sharing_alone=True)
-    yield lambda: rollout_case(world)
-    yield lambda: beam_case(world, 10)
-    yield lambda: beam_case(world, 50)
-    yield lambda: advantages_case(world)
-    yield lambda: trie_build_case(world)
-    yield lambda: trie_allowed_case(world)
-
-
-def run(case: Case, world: World, rounds: int) -> Measured:
-    """Compare, then measure memory, then time in turns."""
-
-    def seconds(call: Callable[[], object]) -> float:
-        world.synchronize()
-        start = time.perf_counter()
-        result = call()
-        world.synchronize()
-        return time.perf_counter() - start if case.seconds is None else case.seconds(result)
-
-    equal = case.equal() if world.dtype == torch.float32 else None
-    memory: list[int | None] = [None, None]
-    if case.tensors:
-        memory = [peak_bytes(world, call) for call in (case.ours, case.theirs)]
-    else:
-        case.ours()
-        case.theirs()
-    ours, theirs = [], []
-    while len(ours) < rounds or (len(ours) < 5 * rounds and max(theirs) < 0.5):
-        ours.append(seconds(case.ours))
-        theirs.append(seconds(case.theirs))
-    mine, other = statistics.median(ours), statistics.median(theirs)
-    return Measured(Result(case.what, case.against, other / mine, mine, other, equal), *memory, rounds=len(ours))
-
-
-def show(rows: list[Measured]) -> Table:
+def show(ratios: list[Measured]) -> Table:
     """For people."""
     table = Table(title="ours against what a user would run instead")
     for name in ("what", "against"):
         table.add_column(name)
     for name in ("ratio", "ours, s", "theirs, s", "ours, MB", "theirs, MB", "equal"):
         table.add_column(name, justify="right")
-    for row in rows:
+    for row in ratios:
         result = row.result
         table.add_row(
             result.what,
@@ -143,17 +73,17 @@ def show(rows: list[Measured]) -> Table:
 
 def timing_rows(ratios: list[Measured], grown: list[growth.Row], bench: Bench) -> pd.DataFrame:
     """Everything measured, with where it was measured."""
-    rows: list[growth.Row] = []
+    lines: list[growth.Row] = []
     for row in ratios:
         of = row.result
         for who, seconds, peak in (
             ("ours", of.ours_seconds, row.ours_bytes),
             (of.against, of.theirs_seconds, row.theirs_bytes),
         ):
-            rows.append({"axis": "ratio", "what": of.what, "who": who, "seconds": seconds, "peak_bytes": peak})
-            rows[-1]["rounds"] = row.rounds
+            lines.append({"axis": "ratio", "what": of.what, "who": who, "seconds": seconds, "peak_bytes": peak})
+            lines[-1]["rounds"] = row.rounds
     columns = ["axis", "value", "what", "setup", "who", "seconds", "low", "high", "peak_bytes", "rounds"]
-    table = pd.DataFrame(rows + grown, columns=columns)
+    table = pd.DataFrame(lines + grown, columns=columns)
     gpu = bench.device == "cuda"
     machine = torch.cuda.get_device_name() if gpu else f"{processor()}, {torch.get_num_threads()} threads"
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}, trl {trl.__version__}"
@@ -170,16 +100,19 @@ def processor() -> str:
 
 
 def main(bench: Bench, sizes: Sizes | None = None, quick: bool = False) -> int:
-    """Run everything; returns the exit status."""
+    """Run everything; returns the exit status. `quick` stays in this process, and looks at two points of each axis."""
     world = World(sizes or (LARGE if bench.size == "large" else SMALL), bench.device, getattr(torch, bench.dtype))
     console = Console(width=None if sys.stdout.isatty() else 140)
     results, start = [], time.perf_counter()
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    quiet()
     with tempfile.TemporaryDirectory(prefix="sapo-bench-") as folder:
-        for make in cases(world, Path(folder)):
-            results.append(run(make(), world, bench.rounds))
+        for number in range(len(list(rows.cases(world, Path(folder))))):
+            job = (world, Path(folder), number, bench.rounds)
+            if quick:
+                results.append(rows.run_alone(*job))
+            else:
+                with ProcessPoolExecutor(1, get_context("spawn")) as process:
+                    results.append(process.submit(rows.run_alone, *job).result())
             result = results[-1].result
             console.print(f"[{time.perf_counter() - start:4.0f} s] {result.what}: {result.ratio:.1f} x")
         grown = []

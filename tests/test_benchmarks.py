@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 import torch
 
-from benchmarks.__main__ import Bench, cases, main
+from benchmarks.__main__ import Bench, main
 from benchmarks.ratios import Case, beam_case, same_lists, update_case
+from benchmarks.rows import cases
 from benchmarks.world import SMALL, World, peak_bytes
 from sapo.policy.beam_search import Beams
 
@@ -21,7 +22,7 @@ FIELDS = ["what", "against", "ratio", "ours_seconds", "theirs_seconds", "equal"]
 def test_every_result_is_compared_and_written(tmp_path, monkeypatch):
     """All rows but those whose size is fixed, which the next test takes; and how cost grows."""
     few = lambda world, parent: list(cases(world, parent))[:6]  # noqa: E731
-    monkeypatch.setattr("benchmarks.__main__.cases", few)
+    monkeypatch.setattr("benchmarks.rows.cases", few)
     monkeypatch.setattr("benchmarks.growth.with_items", lambda world, values: iter(()))
     status = main(Bench(out=tmp_path, rounds=1, record=tmp_path / "record"), TOY, quick=True)
     assert status == 0
@@ -51,8 +52,8 @@ def test_every_result_is_compared_and_written(tmp_path, monkeypatch):
 
 def test_what_differs_is_said_and_fails(tmp_path, monkeypatch, capsys):
     case = Case("guess", "truth", lambda: 1, lambda: 2, lambda: False, tensors=False)
-    monkeypatch.setattr("benchmarks.__main__.cases", lambda world, parent: [lambda: case])
-    assert main(Bench(out=tmp_path, rounds=1, growth=False), TOY) == 1
+    monkeypatch.setattr("benchmarks.rows.cases", lambda world, parent: [lambda: case])
+    assert main(Bench(out=tmp_path, rounds=1, growth=False), TOY, quick=True) == 1
     assert json.loads((tmp_path / "bench.json").read_text())[0]["equal"] is False
     assert "results differ: guess" in capsys.readouterr().out
 
