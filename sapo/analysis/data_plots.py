@@ -10,6 +10,7 @@ from jaxtyping import Int
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.collections import PatchCollection
+from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
@@ -56,12 +57,15 @@ def plot_days(data: Interactions, ax: Axes | None = None, bins: int = 60) -> Axe
     ax.hist(days.astype("datetime64[D]"), bins=bins, color=_INK)
     if data.published_pairs is not None:
         number = {user: at for at, user in enumerate(data.user_ids)}
-        for name, rows in (("validation", data.published_pairs.valid), ("test", data.published_pairs.test)):
+        parts = (("validation ", data.published_pairs.valid, "right"), (" test", data.published_pairs.test, "left"))
+        for name, rows, side in parts:
             began: Any = np.datetime64(_first_day(data, number, rows.user, rows.target), "D")
             ax.axvline(began, color=_SECOND, linewidth=0.8)
-            ax.annotate(f" {name}", (began, 1), xycoords=("data", "axes fraction"), va="top", fontsize=6)
+            where = ("data", "axes fraction")
+            ax.annotate(name, (began, 1), xycoords=where, ha=side, va="top", fontsize=6)
     ax.set(xlabel="day", ylabel="interactions")
-    ax.tick_params(axis="x", rotation=30)
+    ax.xaxis.set_major_locator(AutoDateLocator(minticks=3, maxticks=6))
+    ax.xaxis.set_major_formatter(ConciseDateFormatter(ax.xaxis.get_major_locator()))
     return ax
 
 
@@ -79,7 +83,7 @@ def plot_repeats(data: Interactions, ax: Axes | None = None, longest: int = 20) 
     ax = _axes(ax)
     ax.errorbar(np.array(places) + 1, share, half, color=_INK, marker="o", markersize=2.5, linewidth=0.8)
     ax.set(xlabel="place in the sequence", ylabel="share of repeats", ylim=(0, None))
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     ax.set_title(f"{sum(map(sum, again)):,} repeats in the first {longest}")
     return ax
 
