@@ -42,7 +42,8 @@ def compared(rows: pd.DataFrame) -> pd.DataFrame:
                 "SIDs": LABELS[tokenizer] if source == "measured" else f"{tokenizer}†",
                 "K": last,
                 "in collisions, %": shown("collision_rate", 1, 100),
-                "before moving, %": shown("collisions_left", 1, 100),
+                "before moving, %": shown("collisions_before", 1, 100),
+                "shared out, %": shown("collisions_shared_out", 1, 100),
                 "codes 1": shown("codes_1", 0),
                 "perplexity 1": shown("perplexity_1", 0),
                 "error": shown("reconstruction_error"),
@@ -67,7 +68,8 @@ def main(out: Path, results: Path | None = None) -> list[Artefact]:
     caption = (
         "SIDs of each catalogue: those published with it (†), and ours of TF-IDF vectors, K levels of at most 256 "
         f"codes, {rows.loc[rows['source'] == 'measured', 'seed'].nunique()} seeds, mean ± half of the 95 % t interval. "
-        "Items in collisions after items are moved to free codes of the last level, and before. Codes in use on level "
+        "Items in collisions after items are moved to free codes of the last level, before, and had they been given "
+        "equal shares in rounds instead, as LC-Rec's and LETTER's own indexes are made. Codes in use on level "
         "1 and the number effectively used. Error: variance of the vectors that codes leave, before moving. "
         "Neighbours: items whose nearest neighbour has their first code. Category: pairs with the same first code "
         "whose category, two names deep, is the same. Forced: items whose prefix leaves one code for the last step. "

@@ -224,12 +224,13 @@ class Describe:
 
 @dataclass(frozen=True)
 class Amazon:
-    """Make a data folder of raw Amazon reviews, SIDs included. A download that broke is gone on with."""
+    """Make data folders of raw Amazon reviews, SIDs included. A download that broke is gone on with."""
 
-    category: tyro.conf.Positional[str]
-    """Name of the category in the release, for instance Office_Products or, of 2014, Beauty."""
+    categories: tyro.conf.Positional[tuple[str, ...]] = ("Office_Products", "Video_Games", "Industrial_and_Scientific")
+    """Names of categories in the release, for instance Office_Products or, of 2014, Beauty; the paper's three where
+    left out."""
     out: Path | None = None
-    """The folder; data/CATEGORY where left out."""
+    """The folder of one category; data/CATEGORY where left out."""
     raw: Path = Path("data/raw")
     """Folder of downloads."""
     reviews: Path | None = None
@@ -257,13 +258,17 @@ class Amazon:
         from sapo.data.amazon import Filter, build
 
         _at_least_one("k", self.k)
-        folder = self.out or Path("data") / self.category
+        of_one = [name for name in ("out", "reviews", "products") if getattr(self, name) is not None]
+        if of_one and len(self.categories) != 1:
+            raise InputError(f"--{of_one[0]} is of one category, and there are {len(self.categories)}.")
         kept = Filter(self.k, self.since, self.until, self.repeats, self.max_title_words)
-        for line in build(
-            self.category, folder, self.raw, kept, self.release, self.reviews, self.products, self.chronological
-        ):
-            print(line)
-        Tokenize(folder, tokenizer=self.tokenizer)()
+        for category in self.categories:
+            folder = self.out or Path("data") / category
+            for line in build(
+                category, folder, self.raw, kept, self.release, self.reviews, self.products, self.chronological
+            ):
+                print(line)
+            Tokenize(folder, tokenizer=self.tokenizer)()
 
 
 @dataclass(frozen=True)
@@ -275,7 +280,7 @@ class Tokenize:
     name: str = "sids"
     """Of the SIDs: writes NAME.tsv.gz and NAME.safetensors, the tokenizer for items to come."""
     split: Split = "auto"
-    """Whose training sequences letter looks at."""
+    """Whose training sequences letter looks at; `sapo run` refuses its SIDs on another split."""
     tokenizer: Annotated[TokenizerConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=TokenizerConfig)
     """How items get their SIDs."""
 
@@ -284,12 +289,8 @@ class Tokenize:
         from sapo.semantic_ids.report import sid_report
         from sapo.semantic_ids.tokenizer import tokenize_folder
 
-        sequences = None
-        if self.tokenizer.method == "letter":
-            interactions = Interactions.load(self.folder)
-            published = interactions.has_published if self.split == "auto" else self.split == "published_test"
-            sequences = (interactions.published() if published else interactions.leave_one_out()).sequences
-        catalog, tokenizer = tokenize_folder(self.folder, self.name, self.tokenizer, sequences)
+        split = Interactions.load(self.folder).split(self.split) if self.tokenizer.method == "letter" else None
+        catalog, tokenizer = tokenize_folder(self.folder, self.name, self.tokenizer, split)
         for fact, value in sid_report(catalog.sids, tokenizer.vectors, catalog.categories).items():
             print(f"{fact:24}{value:.4g}")
         print(self.folder / f"{self.name}.tsv.gz")
@@ -315,7 +316,6 @@ class Compare:
         from sapo.runs import write_table
 
         _at_least_one("seeds", self.seeds)
-        _at_least_one("epochs", self.epochs)
         path = self.to / "tokenizers.csv"
         for rows in compare(self.folders, Comparison(seeds=tuple(range(self.seeds)), epochs=self.epochs)):
             if path.is_file():
@@ -357,9 +357,7 @@ class Explain:
 
         for name in ("rows", "parallel", "max_tokens"):
             _at_least_one(name, getattr(self, name))
-        catalog, interactions = Catalog.load(self.folder, self.sids), Interactions.load(self.folder)
-        published = interactions.has_published if self.split == "auto" else self.split == "published_test"
-        split = interactions.published() if published else interactions.leave_one_out()
+        catalog, split = Catalog.load(self.folder, self.sids), Interactions.load(self.folder).split(self.split)
         path = self.to or self.folder / "rationales.jsonl"
         if self.url:
             teacher: Teacher = OpenAITeacher(self.url, self.model, self.key, max_tokens=self.max_tokens)

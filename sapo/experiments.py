@@ -272,7 +272,10 @@ def run(job: Job, workers: int | None = None) -> pd.DataFrame:
     Raises:
         InputError: bad settings or input; whatever a run raised. Finished runs stay, and stopped ones are resumed.
     """
-    recipe = job.recipe
+    recipe, train = job.recipe, job.world.split.train
+    if job.rationales is not None:
+        explained = len(_words_and_traces(job)[1].rows(train))
+        print(f"{explained:,} of {len(train):,} training rows have a rationale; stage 2 learns from these")
     if unknown := set(recipe.objectives + recipe.ablations) - set(OBJECTIVES):
         raise InputError(f"unknown objectives {sorted(unknown)}; known are {', '.join(OBJECTIVES)}.")
     if not 1 <= recipe.ablation_seeds <= len(recipe.seeds):

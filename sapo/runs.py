@@ -12,17 +12,18 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
 import torch
 
 from sapo.data.catalog import Catalog
-from sapo.data.interactions import Interactions, Split
+from sapo.data.interactions import Interactions, Split, SplitName
 from sapo.data.synthetic import SyntheticCatalogue
 from sapo.errors import InputError
 from sapo.files import write_atomically
 from sapo.recipes import Recipe
+from sapo.semantic_ids.tokenizer import refuse_another_split
 
 # Sources that decide a result; drawing and the command line are not among them.
 CODE = (
@@ -59,7 +60,7 @@ class Job:
     out: str
     data: str | None = None
     sids: str = "sids"
-    split: Literal["auto", "leave_one_out", "published_test"] = "auto"
+    split: SplitName = "auto"
     rationales: str | None = None
     code: str = field(default_factory=code_version)
 
@@ -80,17 +81,21 @@ class World:
 
 @lru_cache(maxsize=1)
 def load_world(job: Job) -> World:
-    """Read or make the data of a job; split "auto" takes the published pairs where there are some."""
+    """Read or make the data of a job; split "auto" takes the published pairs where there are some.
+
+    Raises:
+        InputError: data that does not fit; SIDs that know of another split's training sequences.
+    """
     if job.data is None:
         synthetic = SyntheticCatalogue(job.recipe.synthetic)
         if job.split == "published_test":
             raise InputError("the synthetic catalogue has no published test pairs: use the split leave_one_out.")
         return World("synthetic", synthetic.catalog, synthetic.interactions.leave_one_out(), synthetic)
     catalog = Catalog.load(job.data, job.sids)
-    interactions = Interactions.load(job.data)
-    published = interactions.has_published if job.split == "auto" else job.split == "published_test"
+    split = Interactions.load(job.data).split(job.split)
+    refuse_another_split(job.data, job.sids, split)
     name = Path(job.data).resolve().name + ("" if job.sids == "sids" else f"-{job.sids.removeprefix('sids_')}")
-    return World(name, catalog, interactions.published() if published else interactions.leave_one_out(), None)
+    return World(name, catalog, split, None)
 
 
 class RunFolder:

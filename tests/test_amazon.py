@@ -5,6 +5,7 @@ import http.server
 import json
 import threading
 from collections import Counter
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -173,6 +174,8 @@ def test_addresses():
     assert core.endswith("/amazon_v2/categoryFilesSmall/Office_Products_5.json.gz")
     assert products.endswith("/amazon_v2/metaFiles2/meta_Office_Products.json.gz")
     assert urls("Beauty", "2014", 3)[0].endswith("/categoryFiles/reviews_Beauty.json.gz")  # not the 5-core
+    with pytest.raises(InputError, match="'Office Products' is no category; names are written like Office_Products"):
+        urls("Office Products", "2018", 5)
 
 
 # ------------------------------------------------------------------------------------------------- the whole way
@@ -225,6 +228,18 @@ def test_raw_files_become_a_folder_that_loads(tmp_path):
         assert (again / f"{name}.tsv.gz").read_bytes() == (tmp_path / "home" / f"{name}.tsv.gz").read_bytes()
 
 
+def test_too_few_interactions_for_a_cut_in_time_leave_one_out(tmp_path):
+    lines = [review("A1", f"B{number:09d}", number * 86_400) for number in range(3)]
+    reviews = write_lines(tmp_path / "r.json.gz", lines)
+    products = write_lines(
+        tmp_path / "m.json.gz", [json.dumps({"asin": f"B{n:09d}", "title": "hat"}) for n in range(3)]
+    )
+    # two rows, cut at 1.6 and 1.8: one to train, none to validate, one to test
+    said = list(build("Tiny shop", tmp_path / "tiny", tmp_path, Filter(1), "2018", reviews, products))
+    assert any("leave-one-out is the only split" in line for line in said)
+    assert not Interactions.load(tmp_path / "tiny").has_published
+
+
 def test_numbers_say_nothing_of_who_came_first():
     names = [f"B{number:09d}" for number in range(1000)]
     numbers = amazon.numbered(names)
@@ -247,14 +262,17 @@ def test_the_chronological_cut_is_that_of_brute_force(times, longest):
         assert part.target == [items[user][end] for _, user, end in expected]
         assert part.user == [names[user] for _, user, _ in expected]
         assert part.history == [items[user][max(0, end - longest) : end] for _, user, end in expected]
-    for user, trained in enumerate(pairs.sequences):
+    last = max((time for time, _, _ in rows[: int(len(rows) * 0.8 + 1e-9)]), default=-1)
+    sequences = dict(zip(pairs.users, pairs.sequences, strict=True))
+    for user, name in enumerate(names):
         later = [
-            t
-            for part in (pairs.valid, pairs.test)
-            for u, t in zip(part.user, part.target, strict=True)
-            if u == names[user]
+            t for part in (pairs.valid, pairs.test) for u, t in zip(part.user, part.target, strict=True) if u == name
         ]
-        assert trained + sorted(later) == items[user]  # nothing is lost, nothing in two parts
+        if name in sequences:
+            assert sequences[name] + sorted(later) == items[user]  # nothing is lost, nothing in two parts
+        else:  # everything of this user is later than the cut
+            assert items[user][1:] == sorted(later)
+        assert (name in sequences) == (times[user][0] <= last or len(later) < len(items[user]) - 1)
 
 
 @pytest.mark.parametrize(("place", "train_rows"), [("office", 38_924), ("industrial", 36_259)])
@@ -300,6 +318,7 @@ class Flaky(http.server.BaseHTTPRequestHandler):
     body = b""
     breaks = 0
     ranges = True
+    version = None
     asked: ClassVar[list] = []
 
     def do_GET(self):
@@ -309,7 +328,8 @@ class Flaky(http.server.BaseHTTPRequestHandler):
         if self.path.endswith("missing"):
             self.send_error(404)
             return
-        start = int(wanted.removeprefix("bytes=").removesuffix("-")) if wanted and kind.ranges else 0
+        same = self.headers.get("If-Range", kind.version) == kind.version
+        start = int(wanted.removeprefix("bytes=").removesuffix("-")) if wanted and kind.ranges and same else 0
         if start >= len(kind.body):
             self.send_response(416)
             self.send_header("Content-Range", f"bytes */{len(kind.body)}")
@@ -318,6 +338,8 @@ class Flaky(http.server.BaseHTTPRequestHandler):
         rest = kind.body[start:]
         self.send_response(206 if start else 200)
         self.send_header("Content-Length", str(len(rest)))
+        if kind.version:
+            self.send_header("ETag", kind.version)
         self.end_headers()
         if kind.breaks:
             kind.breaks -= 1
@@ -366,6 +388,28 @@ def test_what_came_in_an_earlier_call_is_kept(server, tmp_path):
     assert download(url, tmp_path / "whole").read_bytes() == kind.body
     (tmp_path / "other.part").write_bytes(kind.body + b"more than there is")
     assert download(url, tmp_path / "other", pause=0).read_bytes() == kind.body
+
+
+def test_another_version_of_the_file_is_fetched_from_the_start(server, tmp_path):
+    kind, url = server
+    kind.version, kind.ranges, kind.breaks = '"first"', False, 9
+    with pytest.raises(InputError, match="1 times in a row"):  # the second connection brings a third again
+        download(url, tmp_path / "file", attempts=1, pause=0)
+    kind.ranges, kind.breaks = True, 0
+    kind.version, kind.body = '"second"', kind.body[::-1]
+    assert download(url, tmp_path / "file", pause=0).read_bytes() == kind.body
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_full_disk_is_not_the_servers_fault(server, tmp_path):
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("no /dev/full here")
+    kind, url = server
+    (tmp_path / "file.part").symlink_to(full)
+    with pytest.raises(OSError, match=r"No space left on device.*file\.part"):
+        download(url, tmp_path / "file", pause=0)
+    assert len(kind.asked) == 1
 
 
 def test_what_cannot_be_fetched_says_so(server, tmp_path):

@@ -252,7 +252,7 @@ def test_tokenize_and_compare(tiny, folder, tmp_path, capsys):
     assert set(rows.loc[rows["source"] == "published", "tokenizer"]) == {"sids"}  # sids_letter is ours
     fitted = rows[rows["source"] == "measured"].pivot(index="tokenizer", columns="metric", values="value")
     assert set(fitted.index) == {"rkmeans", "rkmeans_balanced", "rqvae", "lcrec", "letter"}
-    assert (fitted["collision_rate"] <= fitted["collisions_left"]).all()
+    assert (fitted["collision_rate"] <= fitted["collisions_before"]).all()
     assert fitted["reconstruction_error"].between(0, 1.2).all()
     before = len(rows)
     tiny(
@@ -270,6 +270,7 @@ def test_a_teacher_explains_and_is_learnt_from(tiny, folder, tmp_path, capsys, m
     assert (tmp_path / "r.jsonl").read_text().count("oracle says so.") == 50
     out = ["--out", tmp_path / "out", "--seeds", 1, "--objectives", "sapo", "--ablations", "--workers", 1]
     tiny("run", "--data", folder, "--rationales", tmp_path / "r.jsonl", *out)
+    assert "training rows have a rationale" in capsys.readouterr().out
     results = pd.read_csv(tmp_path / "out" / "results.csv")
     assert results["preset"].str.endswith("-rationales").all()
     policy = next((tmp_path / "out").glob("runs/*/seed0/stage2-*/policy"))

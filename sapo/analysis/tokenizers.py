@@ -15,7 +15,7 @@ from torch import Tensor
 from sapo.data.catalog import Catalog
 from sapo.data.interactions import Interactions
 from sapo.progress import progress_bar
-from sapo.semantic_ids.collisions import collision_rate, reassign
+from sapo.semantic_ids.collisions import collision_rate, reassign, share_out
 from sapo.semantic_ids.config import Method, TokenizerConfig
 from sapo.semantic_ids.report import sid_report
 from sapo.semantic_ids.tokenizer import ItemTokenizer
@@ -37,8 +37,9 @@ class Comparison:
 def compare(folders: Sequence[Path], comparison: Comparison) -> Iterator[pd.DataFrame]:
     """A table a folder, rows of COLUMNS: what `sid_report` says, and of fitted tokenizers
 
-    collisions_left (before items are moved to free codes; all else is after), reconstruction_error (squared, of codes
-    before items are moved, as a share of the vectors' variance), and seconds of fitting.
+    collisions_before (items are moved to free codes; all else is after), collisions_shared_out (after LC-Rec's rounds
+    instead), reconstruction_error (squared, of codes before items are moved, as a share of the vectors' variance), and
+    seconds of fitting.
 
     SIDs that came with the folder have the source "published" and are called by their table.
     """
@@ -54,8 +55,7 @@ def compare(folders: Sequence[Path], comparison: Comparison) -> Iterator[pd.Data
             sids = Catalog.load(folder, name).sids
             facts = sid_report(sids, vectors, catalog.categories)
             rows += _rows(catalog.name, name, "published", sids, 0, facts)
-        interactions = Interactions.load(folder)
-        split = interactions.published() if interactions.has_published else interactions.leave_one_out()
+        split = Interactions.load(folder).split()
         levels = (min(comparison.codes, catalog.num_items // 2),) * catalog.num_levels
         cells = [(method, seed) for method in comparison.methods for seed in comparison.seeds]
         for method, seed in progress_bar(catalog.name, cells):
@@ -63,12 +63,14 @@ def compare(folders: Sequence[Path], comparison: Comparison) -> Iterator[pd.Data
                 TokenizerConfig(method, levels, collisions="leave", epochs=comparison.epochs, seed=seed)
             )
             start = time.perf_counter()
-            codes = tokenizer.fit(texts, split.sequences)
+            codes = tokenizer.fit(texts, split)
             seconds = time.perf_counter() - start
-            moved = reassign(codes, tokenizer.quantizer.last_costs(tokenizer.vectors, codes))
+            costs = tokenizer.quantizer.last_costs(tokenizer.vectors, codes)
+            moved = reassign(codes, costs)
             facts = sid_report(moved, vectors, catalog.categories)
             facts |= {
-                "collisions_left": collision_rate(codes),
+                "collisions_before": collision_rate(codes),
+                "collisions_shared_out": collision_rate(share_out(codes, costs)),
                 "reconstruction_error": _lost(tokenizer.vectors, tokenizer.quantizer.reconstruct(codes)),
                 "seconds": seconds,
             }

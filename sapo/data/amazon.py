@@ -47,6 +47,7 @@ FILES = {
 DAY = 24 * 60 * 60
 LOOKED_AT = 1000  # first lines that decide whether a file is what it should be
 ASIN = re.compile(r"""["']asin["']\s*:\s*["']([^"']+)["']""")
+CATEGORY = re.compile(r"\w+")
 TAG = re.compile(r"<(script|style)\b[^<]*(?:<(?!/\1)[^<]*)*</\1\s*>|</?[a-z!][^<>]*>", re.IGNORECASE)
 
 
@@ -80,7 +81,13 @@ class Product:
 
 def urls(category: str, release: Release, k: int) -> tuple[str, str]:
     """Where the reviews and the products of a category are. The 5-core is enough for a k-core of 5 and more, within any
-    window: what is a core of a part is in the core of the whole."""
+    window: what is a core of a part is in the core of the whole.
+
+    Raises:
+        InputError: a name that no category has.
+    """
+    if not CATEGORY.fullmatch(category):
+        raise InputError(f"{category!r} is no category; names are written like Office_Products.")
     core, every, products = FILES[release]
     host = HOSTS[release]
     return f"{host}/{(core if k >= 5 else every).format(category)}", f"{host}/{products.format(category)}"
@@ -268,7 +275,7 @@ def _lines(path: Path, title: str) -> Iterator[str]:
                     yield line.decode("utf-8", "replace").strip()
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise InputError(
-            f"{path}, after line {number}: not a whole gzip file ({error}); copy or download it again."
+            f"{path}, after line {number}: not a whole gzip file ({error}); delete it, and copy or download it again."
         ) from error
 
 
@@ -329,9 +336,10 @@ def build(
     """
     if any(folder.glob("items.tsv*")):
         raise InputError(f"{folder} holds data already; SIDs and policies of other items must not stay. Name another.")
-    reviews_url, products_url = urls(category, release, kept.k)
-    reviews_path = reviews_path or download(reviews_url, raw / release / Path(reviews_url).name)
-    products_path = products_path or download(products_url, raw / release / Path(products_url).name)
+    if reviews_path is None or products_path is None:
+        fetched = [(url, raw / release / url.rpartition("/")[2]) for url in urls(category, release, kept.k)]
+        reviews_path = reviews_path or download(*fetched[0])
+        products_path = products_path or download(*fetched[1])
     reviews = read_reviews(reviews_path)
     yield f"{len(reviews.users):,} reviews of {len(reviews.item_names):,} items by {len(reviews.user_names):,} users"
     if reviews.broken:
@@ -360,6 +368,9 @@ def build(
     coded = [[numbers[name] for name in items[row]] for row in long]
     moments = [times[row] for row in long]
     pairs = chronological_pairs(users, coded, moments) if chronological else None
+    if pairs and not (len(pairs.valid) and len(pairs.test)):
+        yield "too few interactions for a chronological cut; leave-one-out is the only split"
+        pairs = None
     days = [[moment // DAY for moment in row] for row in moments]
     empty = Product("", "", "", "")
     texts = [products.get(name, empty) for name in numbers]

@@ -5,12 +5,13 @@ third of the published test targets are training targets under leave-one-out, so
 the other.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 import numpy as np
 import pandas as pd
@@ -18,6 +19,7 @@ import pandas as pd
 from sapo.data.tsv import Row, Table, fingerprint, write_table
 from sapo.errors import InputError
 
+SplitName = Literal["auto", "leave_one_out", "published_test"]
 DAY_LIMIT = 10**6
 
 
@@ -56,7 +58,8 @@ class Split:
     """
 
     name: str
-    sequences: list[list[int]]  # what may be trained on, one sequence a user
+    users: list[str]  # whose sequences may be trained on
+    sequences: list[list[int]]
     train: Rows
     valid: Rows
     test: Rows
@@ -136,6 +139,15 @@ class Interactions:
         if pairs is None:
             raise InputError("there is no published test part (test.tsv.gz in the data folder); use leave_one_out().")
         return _split("published_test", pairs.users, pairs.sequences, pairs.valid, pairs.test)
+
+    def split(self, name: SplitName = "auto") -> Split:
+        """One of the two by name; "auto" is the published cut where there is one.
+
+        Raises:
+            InputError: as `published`.
+        """
+        published = self.has_published if name == "auto" else name == "published_test"
+        return self.published() if published else self.leave_one_out()
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
@@ -262,7 +274,8 @@ def chronological_pairs(
     are sorted by time, and the first 8 of 10 parts are for training, the next for validation, the last for testing.
 
     Rows of the same time keep the order of users and sequences. Histories of validation and test rows are cut to the
-    `longest` last items. A user's training sequence is what it took up to its last training row, at least one item.
+    `longest` last items. A user's training sequence is what it took up to its last training row; of a user without one,
+    its first item, if that is not later than the last training row of all.
     """
     users = [user for user, sequence in enumerate(items) for _ in sequence[1:]]
     ends = [end for sequence in items for end in range(1, len(sequence))]
@@ -278,8 +291,14 @@ def chronological_pairs(
             [items[user][end] for user, end in places],
         )
 
-    sequences = [sequence[: 1 + trained[user]] for user, sequence in enumerate(items)]
-    return PublishedPairs(user_ids, sequences, rows(order[cuts[0] : cuts[1]]), rows(order[cuts[1] :]))
+    last = max((times[users[row]][ends[row]] for row in order[: cuts[0]]), default=-math.inf)
+    early = [user for user in range(len(items)) if trained[user] or times[user][0] <= last]
+    return PublishedPairs(
+        [user_ids[user] for user in early],
+        [items[user][: 1 + trained[user]] for user in early],
+        rows(order[cuts[0] : cuts[1]]),
+        rows(order[cuts[1] :]),
+    )
 
 
 def _split(name: str, users: list[str], sequences: list[list[int]], valid: Rows, test: Rows) -> Split:
@@ -291,7 +310,13 @@ def _split(name: str, users: list[str], sequences: list[list[int]], valid: Rows,
     train = Rows([user for user, _, _ in ends], [s[:end] for _, s, end in ends], [s[end] for _, s, end in ends])
     # the training rows follow from the sequences
     return Split(
-        name, sequences, train, valid, test, fingerprint([name, users, sequences, _columns(valid), _columns(test)])
+        name,
+        users,
+        sequences,
+        train,
+        valid,
+        test,
+        fingerprint([name, users, sequences, _columns(valid), _columns(test)]),
     )
 
 

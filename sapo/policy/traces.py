@@ -1,8 +1,8 @@
 """Thinking blocks without a language model: block k says what the SID tree knows of the target's level-k node.
 
 A node is described by the words that set its items apart from those of its siblings (class-based TF-IDF: every child
-of a node is one document), of equally telling ones those that more items of the catalogue have. A node without words of
-its own is described by its parent's.
+of a node is one document), of equally telling ones those that more items of the catalogue have. A singular and its
+plural count as one. A node without words of its own is described by its parent's.
 """
 
 import math
@@ -101,8 +101,8 @@ class NodeDescriptors:
                 score = {
                     word: count * math.log(1 + len(children) / spread[word]) for word, count in counts[node].items()
                 }
-                best = sorted(score, key=lambda word: (-score[word], -counts[()][word], word))[:words_per_node]
-                self._words[node] = best or self._words[parent]
+                telling = sorted(score, key=lambda word: (-score[word], -counts[()][word], word))
+                self._words[node] = _apart(telling, words_per_node) or self._words[parent]
 
     def words(self, prefix: Sequence[int]) -> list[str]:
         """Words of the node at `prefix` (1 to K codes), most telling first."""
@@ -120,3 +120,13 @@ class NodeDescriptors:
     def of_row(self, history: Sequence[int], target: int) -> str:
         """The K blocks for a target, whatever the history."""
         return self.trace(self._sids[target].tolist())
+
+
+def _apart(words: Sequence[str], most: int) -> list[str]:
+    """The first ones, leaving out singulars and plurals of those before."""
+    chosen: list[str] = []
+    for word in words:
+        forms = {word + "s", word + "es", word.removesuffix("s"), word.removesuffix("es")} - {word}
+        if len(chosen) < most and not forms.intersection(chosen):
+            chosen.append(word)
+    return chosen

@@ -10,6 +10,8 @@ letter             RQ-VAE that also looks at who takes what together, with diver
 from dataclasses import dataclass
 from typing import Literal
 
+from sapo.errors import InputError
+
 Method = Literal["rkmeans", "rkmeans_balanced", "rqvae", "lcrec", "letter"]
 
 
@@ -24,10 +26,20 @@ class TokenizerConfig:
     where left out."""
     vectors: str = "tfidf"
     """tfidf, or the name or folder of a sentence-transformers model."""
-    collisions: Literal["reassign", "extra_token", "leave"] = "reassign"
-    """What happens to items that would share a SID: the nearest free code of the last level, a level that counts them,
-    or nothing."""
+    collisions: Literal["reassign", "share_out", "extra_token", "leave"] = "reassign"
+    """What happens to items that would share a SID: the nearest free code of the last level, equal shares of its codes
+    as LC-Rec and LETTER give them, a level that counts them, or nothing."""
     epochs: int = 100
     """Of the methods that learn by gradients."""
     seed: int = 0
     """Of everything drawn."""
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise InputError(f"epochs is {self.epochs}; at least 1 fits.")
+        if self.levels is None:
+            return
+        most = 4 if self.collisions == "extra_token" else 5
+        if not 2 <= len(self.levels) <= most or min(self.levels) < 2:
+            more = ", one of which is the extra token" if most == 4 else ""
+            raise InputError(f"levels is {self.levels}; a SID has 2 to 5 levels{more}, of at least 2 codes each.")

@@ -61,7 +61,7 @@ class ResidualKMeans:
         return torch.stack([book[column] for book, column in zip(self.codebooks, codes.T, strict=True)]).sum(0)
 
     def last_costs(self, vectors: Float[Tensor, "N D"], codes: Int[Tensor, "N K"]) -> Float[Tensor, "N C"]:
-        """Squared distances, less what all have in common, of what is left for the last level to each of its codes."""
+        """Squared distances of what is left for the last level to each of its codes."""
         return last_distances(vectors.float(), self.codebooks, codes)
 
     def state(self) -> dict[str, Tensor]:
@@ -94,12 +94,13 @@ def last_distances(
 
 def nearest(vectors: Float[Tensor, "N D"], centroids: Float[Tensor, "C D"]) -> Int[Tensor, "N"]:
     """The closest centroid of each vector; of equally close ones, the first."""
-    return torch.cat([distances(part, centroids).argmin(1) for part in vectors.split(8192)])
+    norms = centroids.pow(2).sum(1)  # |vector|^2 is the same for all of them
+    return torch.cat([(norms - 2 * part @ centroids.T).argmin(1) for part in vectors.split(8192)])
 
 
 def distances(vectors: Float[Tensor, "N D"], centroids: Float[Tensor, "C D"]) -> Float[Tensor, "N C"]:
-    """Squared Euclidean distances but for |vector|^2, which is the same for all centroids."""
-    return (centroids**2).sum(1) - 2 * vectors @ centroids.T
+    """Squared Euclidean distances."""
+    return centroids.pow(2).sum(1) - 2 * vectors @ centroids.T + vectors.pow(2).sum(1, keepdim=True)
 
 
 def kmeans(
@@ -128,8 +129,7 @@ def balanced_kmeans(
     for _ in range(iterations):
         before, free = assigned, torch.ones(len(vectors), dtype=torch.bool)
         assigned = torch.empty_like(assigned)
-        whole = distances(vectors, centroids) + vectors.pow(2).sum(1, keepdim=True)
-        for cluster, away in enumerate(whole.T.contiguous()):
+        for cluster, away in enumerate(distances(vectors, centroids).T.contiguous()):
             # rounded up, so that the last ones are not the larger
             share = -(-int(free.sum()) // (clusters - cluster))
             taken = away.masked_fill_(~free, float("inf")).topk(share, largest=False, sorted=False).indices

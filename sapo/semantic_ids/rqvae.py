@@ -5,7 +5,7 @@
 
 The decoder sees z + sg(z' - z), so that its gradient reaches the encoder. Two things keep codes from dying, which is
 how RQ-VAEs fail: codebooks start as centroids of all encoded items, and a code that no item of an epoch took starts
-again at what some item had left over.
+again at what some item has left over.
 """
 
 from dataclasses import dataclass, field
@@ -54,10 +54,13 @@ class RQVAE:
         """Learn the network and its codebooks.
 
         Raises:
-            InputError: fewer items than codes.
+            InputError: fewer items than codes; a vector that is not finite.
+            FloatingPointError: the loss is not finite.
         """
         if len(vectors) < max(self.level_sizes):
             raise InputError(f"{len(vectors)} items are fewer than {max(self.level_sizes)} codes; use fewer codes.")
+        if not vectors.isfinite().all():
+            raise InputError(f"the vector of item {int((~vectors.isfinite()).any(1).nonzero()[0])} is not finite.")
         vectors = vectors.float()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
@@ -79,7 +82,7 @@ class RQVAE:
 
     @torch.no_grad()
     def last_costs(self, vectors: Float[Tensor, "N D"], codes: Int[Tensor, "N K"]) -> Float[Tensor, "N C"]:
-        """Squared distances, less what all have in common, of what is left for the last level to each of its codes."""
+        """Squared distances of what is left for the last level to each of its codes."""
         return last_distances(self._trained.encoder(vectors.float()), list(self._trained.codebooks), codes)
 
     def state(self) -> dict[str, Tensor]:
@@ -115,8 +118,12 @@ class RQVAE:
         epochs = range(self.epochs)
         for epoch in progress_bar(type(self).__name__, epochs) if progress else epochs:
             self._begin_epoch()
-            for rows in torch.randperm(len(vectors)).split(self.batch_size):
+            for rows in torch.randperm(len(vectors)).tensor_split(
+                batches
+            ):  # even: equal shares of few items mean little
                 loss, quantized = self._loss(vectors, rows)
+                if not loss.isfinite():
+                    raise FloatingPointError(f"the loss is {loss.item()} in epoch {epoch + 1}; use a lower rate.")
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -124,7 +131,7 @@ class RQVAE:
                 for level_used, codes in zip(used, quantized.codes.T, strict=True):
                     level_used[codes] = True
             if epoch < 0.8 * self.epochs:  # what starts again later would not settle
-                self._restart(used, quantized)
+                self._restart(used, vectors)
             for level_used in used:
                 level_used.zero_()
 
@@ -138,12 +145,15 @@ class RQVAE:
         return loss + quantized.loss(self.commitment), quantized
 
     @torch.no_grad()
-    def _restart(self, used: list[Tensor], quantized: "Quantized") -> None:
-        """Codes that no item took go where items of the last batch were, a different one each."""
-        for book, level_used, residual in zip(self._trained.codebooks, used, quantized.residuals, strict=True):
+    def _restart(self, used: list[Tensor], vectors: Float[Tensor, "N D"]) -> None:
+        """Codes that no item took go to what items have left over, a different one each."""
+        if all(level_used.all() for level_used in used):
+            return
+        residual = self._trained.encoder(vectors)
+        for book, level_used in zip(self._trained.codebooks, used, strict=True):
             dead = (~level_used).nonzero()[:, 0]
-            chosen = torch.randperm(len(residual))[: len(dead)]
-            book[dead[: len(chosen)]] = residual[chosen]
+            book[dead] = residual[torch.randperm(len(residual))[: len(dead)]]
+            residual = residual - book[nearest(residual, book)]
 
 
 @dataclass
@@ -179,8 +189,7 @@ class Autoencoder(nn.Module):
         for level, book in enumerate(self.codebooks):
             with torch.no_grad():
                 if sinkhorn_epsilon and level == len(self.codebooks) - 1:
-                    whole = distances(residual, book) + residual.pow(2).sum(1, keepdim=True)
-                    chosen = sinkhorn(whole, sinkhorn_epsilon).argmax(1)
+                    chosen = sinkhorn(distances(residual, book), sinkhorn_epsilon).argmax(1)
                 else:
                     chosen = nearest(residual, book)
             residuals.append(residual)

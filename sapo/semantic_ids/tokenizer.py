@@ -12,9 +12,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sapo.data.catalog import Catalog, load_texts
+from sapo.data.interactions import Split
 from sapo.errors import InputError
 from sapo.files import write_atomically
-from sapo.semantic_ids.collisions import extra_token, reassign
+from sapo.semantic_ids.collisions import extra_token, reassign, share_out
 from sapo.semantic_ids.config import TokenizerConfig
 from sapo.semantic_ids.letter import Letter
 from sapo.semantic_ids.residual_kmeans import ResidualKMeans
@@ -42,6 +43,7 @@ class ItemTokenizer:
         codes: (N, K) of the items that were fitted, collisions handled.
         vectors: (N, D) of their texts.
         raw_codes: (N, K) before collisions were handled.
+        learnt_from: name and data hash of the split whose training sequences were looked at; none of texts alone.
     """
 
     codes: Int[Tensor, "N K"]
@@ -50,18 +52,17 @@ class ItemTokenizer:
 
     def __init__(self, config: TokenizerConfig):
         self.config = config
+        self.learnt_from: list[str] | None = None
 
-    def fit(
-        self, texts: Sequence[str], sequences: Sequence[Sequence[int]] | None = None, progress: bool = False
-    ) -> Int[Tensor, "N K"]:
+    def fit(self, texts: Sequence[str], split: Split | None = None, progress: bool = False) -> Int[Tensor, "N K"]:
         """Codes of all items.
 
         Args:
             texts: one an item, as `item_texts` gives them.
-            sequences: what "letter" learns from who takes what together; training sequences only.
+            split: from whose training sequences "letter" learns who takes what together.
 
         Raises:
-            InputError: fewer items than codes, texts without words, "letter" without sequences.
+            InputError: fewer items than codes, texts without words, "letter" without a split.
         """
         config = self.config
         self._text = TextVectors(seed=config.seed) if config.vectors == "tfidf" else None
@@ -70,16 +71,18 @@ class ItemTokenizer:
         )
         self.quantizer = quantizer(config, config.levels or default_levels(len(texts)))
         if isinstance(self.quantizer, Letter):
-            if sequences is None:
-                raise InputError("letter learns from who takes what together: give training sequences.")
-            together = collaborative_vectors(sequences, len(texts), self.quantizer.size, seed=config.seed)
+            if split is None:
+                raise InputError("letter learns from who takes what together: give a split.")
+            together = collaborative_vectors(split.sequences, len(texts), self.quantizer.size, seed=config.seed)
             self.quantizer.collaborative = torch.from_numpy(together)
+            self.learnt_from = [split.name, split.data_hash]
         self.raw_codes = self.quantizer.fit(self.vectors, progress)
         self.codes = self.raw_codes
-        if config.collisions == "reassign":
-            self.codes = reassign(self.raw_codes, self.quantizer.last_costs(self.vectors, self.raw_codes))
-        elif config.collisions == "extra_token":
+        if config.collisions == "extra_token":
             self.codes = extra_token(self.raw_codes)
+        elif config.collisions != "leave":
+            move = reassign if config.collisions == "reassign" else share_out
+            self.codes = move(self.raw_codes, self.quantizer.last_costs(self.vectors, self.raw_codes))
         return self.codes
 
     def encode(self, texts: Sequence[str]) -> Int[Tensor, "N K"]:
@@ -102,7 +105,8 @@ class ItemTokenizer:
             tensors |= {f"text.{name}": torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
         config = {**asdict(self.config), "levels": list(self.quantizer.level_sizes)}
         with write_atomically(path) as temporary:
-            save_file(tensors, temporary, {"config": json.dumps(config), "words": json.dumps(words)})
+            notes = {"config": config, "words": words, "learnt_from": self.learnt_from}
+            save_file(tensors, temporary, {name: json.dumps(note) for name, note in notes.items()})
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -111,22 +115,20 @@ class ItemTokenizer:
         Raises:
             InputError: no such file, or another kind of file.
         """
-        from safetensors import SafetensorError, safe_open
+        from safetensors.torch import load_file
 
-        if not Path(path).is_file():
-            raise InputError(f"{path} is not a file; `sapo data tokenize` writes one beside the SIDs.")
+        notes = _notes(path)
         try:
-            with safe_open(path, "pt") as file:
-                notes = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-            fields = json.loads(notes["config"])
+            fields = notes["config"]
             config = TokenizerConfig(**fields | {"levels": tuple(fields["levels"])})
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{path} is no tokenizer ({error}).") from error
+        except (KeyError, TypeError) as error:
+            raise InputError(f"{path} is no tokenizer ({error!r}).") from error
+        tensors = load_file(path)
         part = lambda of: {name.removeprefix(of): x for name, x in tensors.items() if name.startswith(of)}  # noqa: E731
         tokenizer = cls(config)
+        tokenizer.learnt_from = notes["learnt_from"]
         arrays = {name: tensor.numpy() for name, tensor in part("text.").items()}
-        tokenizer._text = TextVectors().restored(arrays, json.loads(notes["words"])) if arrays else None
+        tokenizer._text = TextVectors().restored(arrays, notes["words"]) if arrays else None
         tokenizer.quantizer = quantizer(config, tuple(fields["levels"])).restored(part("quantizer."))
         return tokenizer
 
@@ -146,8 +148,40 @@ def default_levels(num_items: int) -> tuple[int, ...]:
     return (min(256, 2 ** max(1, int(np.log2(max(2, num_items // 4))))),) * 3
 
 
+def refuse_another_split(folder: str | Path, sids: str, split: Split) -> None:
+    """SIDs that were learnt from who takes what together know of training sequences, and of no others.
+
+    Raises:
+        InputError: a tokenizer of that name in the folder has looked at those of another split.
+    """
+    saved = Path(folder) / f"{sids}.safetensors"
+    learnt_from = _notes(saved).get("learnt_from") if saved.is_file() else None
+    if learnt_from not in (None, [split.name, split.data_hash]):
+        raise InputError(
+            f"{saved} has learnt from the training sequences of {learnt_from[0]}, among which are targets of this "
+            f"{split.name}: use that split, or other SIDs (`sapo data tokenize --split {split.name} --name ...`)."
+        )
+
+
+def _notes(path: str | Path) -> dict[str, Any]:
+    """What stands beside the tensors of a file.
+
+    Raises:
+        InputError: no such file, or another kind of file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not Path(path).is_file():
+        raise InputError(f"{path} is not a file; `sapo data tokenize` writes one beside the SIDs.")
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: json.loads(note) for name, note in (file.metadata() or {}).items()}
+    except (SafetensorError, ValueError) as error:
+        raise InputError(f"{path} is no tokenizer ({error}).") from error
+
+
 def tokenize_folder(
-    folder: str | Path, name: str, config: TokenizerConfig, sequences: Sequence[Sequence[int]] | None = None
+    folder: str | Path, name: str, config: TokenizerConfig, split: Split | None = None
 ) -> tuple[Catalog, ItemTokenizer]:
     """Learn SIDs of a data folder's items; writes `<name>.tsv.gz` and `<name>.safetensors` there.
 
@@ -158,7 +192,7 @@ def tokenize_folder(
     if any(Path(folder).glob(f"{name}.tsv*")) and not saved.exists():
         raise InputError(f"{folder} has {name} that no tokenizer of ours made; give ours another name (--name).")
     texts, tokenizer = load_texts(folder), ItemTokenizer(config)
-    sids = tokenizer.fit(item_texts(texts), sequences, progress=True)
+    sids = tokenizer.fit(item_texts(texts), split, progress=True)
     catalog = Catalog(Path(folder).resolve().name, sids, item_ids=list(range(len(sids))), **texts)
     catalog.save_sids(folder, name)
     tokenizer.save(saved)
