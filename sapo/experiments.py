@@ -10,29 +10,23 @@ identity (config, data, code, parent run) is finished under OUT is skipped; one 
 """
 
 import hashlib
-import os
 import shutil
-import signal
 import time
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from multiprocessing import get_context
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 import torch
-import transformers
 
 from sapo.analysis.evaluation import evaluate_policy, ranking_metrics
 from sapo.analysis.results import read_results, write_results
 from sapo.baselines.cooccurrence import CoOccurrence
 from sapo.baselines.popularity import Popularity
 from sapo.credit.objectives import OBJECTIVES
+from sapo.crew import Crew, Task
 from sapo.errors import InputError
 from sapo.files import disk_errors
 from sapo.policy.backbone import build_backbone
@@ -41,7 +35,6 @@ from sapo.policy.prompts import build_tokenizer, common_words, frequent_words
 from sapo.policy.rationales import RationaleTraces, read_rationales
 from sapo.policy.rollout import grouped_rollouts
 from sapo.policy.traces import NodeDescriptors, Traces
-from sapo.progress import keep_to_line
 from sapo.recipes import Recipe
 from sapo.runs import Job, RunFolder, read_recorded_runs, read_runs, write_table
 from sapo.training.progress import tidy_log
@@ -263,8 +256,7 @@ def run(job: Job, workers: int | None = None) -> pd.DataFrame:
     """Do what is not done yet, then write `results.csv`, `dynamics.csv.gz` and `rollouts.csv.gz` under `job.out`.
 
     Args:
-        workers: processes side by side, each with one thread (small models gain nothing from more); by default the
-            number of cores, at most 4, and 1 where a GPU would be shared.
+        workers: as of `Crew`.
 
     Returns:
         The rows of results.csv that belong to this recipe and data.
@@ -280,10 +272,8 @@ def run(job: Job, workers: int | None = None) -> pd.DataFrame:
         raise InputError(f"unknown objectives {sorted(unknown)}; known are {', '.join(OBJECTIVES)}.")
     if not 1 <= recipe.ablation_seeds <= len(recipe.seeds):
         raise InputError(f"ablation_seeds is {recipe.ablation_seeds}; there are {len(recipe.seeds)} seeds.")
-    if workers is None:
-        workers = 1 if torch.cuda.is_available() else min(4, os.cpu_count() or 1)
     first, rates = recipe.seeds[0], recipe.stage3.learning_rates
-    with _Crew(workers) as crew:
+    with Crew(workers) as crew:
         stages = [task for seed in recipe.seeds for task in _supervised_tasks(job, seed)]
         grid = [_stage3_task(job, first, name, rate, stages) for name in _objectives(recipe) for rate in rates]
         crew.work([Task(run_references, (job,), references_folder(job).finished), *stages, *grid])
@@ -360,104 +350,6 @@ def publish(out: str | Path, record: str | Path) -> list[Path]:
     runs = runs[runs["run"].map(lambda run: Path(run).name).isin(results["run"])]
     write_table(pd.concat([_others(read_recorded_runs(record), runs, [*WORLD, "method"]), runs]), record / "runs.csv")
     return [record / name for name in ("results.csv", "dynamics.csv.gz", "rollouts.csv.gz", "runs.csv")]
-
-
-@dataclass(frozen=True, eq=False)
-class Task:
-    """A function of picklable arguments, to be called once the tasks it needs are done, unless it is done already."""
-
-    function: Callable[..., None]
-    arguments: tuple[Any, ...]
-    done: bool
-    needs: tuple["Task", ...] = ()
-
-
-class _Crew:
-    """Worker processes with one thread each; no process where there is a single worker or nothing to do."""
-
-    def __init__(self, workers: int):
-        self.workers = workers
-        self.pool: ProcessPoolExecutor | None = None
-
-    def __enter__(self) -> "_Crew":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self.pool is not None:
-            self.pool.shutdown(wait=True, cancel_futures=True)
-
-    def work(self, tasks: Sequence[Task]) -> None:
-        """Call all that are not done, in the order given as far as what they need allows; the first error ends it."""
-        done = {task for task in tasks if task.done}
-        todo = [task for task in tasks if not task.done]
-        if self.workers == 1:
-            _quiet_and_single_threaded()
-            for task in todo:
-                task.function(*task.arguments)
-            return
-        running: dict[Future, Task] = {}
-        while todo or running:
-            for task in [task for task in todo if done.issuperset(task.needs)]:
-                if self.pool is None:
-                    # A worker of the spawn kind imports everything afresh: torch's threads do not survive a fork.
-                    spawn = get_context("spawn")
-                    self.pool = ProcessPoolExecutor(self.workers, spawn, _start_worker, (spawn.Value("i", 0),))
-                with _interrupts_held_back():
-                    future = self.pool.submit(_Worker.call, task.function, *task.arguments)
-                running[future] = task
-                todo.remove(task)
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                future.result()
-                done.add(running.pop(future))
-
-
-def _quiet_and_single_threaded() -> None:
-    """One thread, so that numbers do not depend on the machine's cores; and no bars beside our own."""
-    torch.set_num_threads(1)
-    transformers.utils.logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", message=".*activation_checkpointing.*", category=FutureWarning)
-
-
-@contextmanager
-def _interrupts_held_back() -> Iterator[None]:
-    """Ctrl-C waits. A worker born inside starts with it waiting too, so none meets it half imported."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _start_worker(counter: Any) -> None:
-    _quiet_and_single_threaded()
-    with counter.get_lock():
-        keep_to_line(counter.value)
-        counter.value += 1
-    signal.signal(signal.SIGINT, _Worker.interrupt)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-
-
-class _Worker:
-    """What a worker process knows of Ctrl-C: it ends the task at hand, and an idle worker begins no other."""
-
-    busy = False
-    stopped = False
-
-    @classmethod
-    def interrupt(cls, *signal_and_frame: object) -> None:
-        cls.stopped = True
-        if cls.busy:
-            raise KeyboardInterrupt
-
-    @classmethod
-    def call(cls, function: Callable[..., None], *arguments: Any) -> None:
-        try:
-            cls.busy = True
-            if cls.stopped:
-                raise KeyboardInterrupt
-            function(*arguments)
-        finally:
-            cls.busy = False
 
 
 def _supervised_tasks(job: Job, seed: int) -> list[Task]:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from sapo.analysis.evaluation import ranking_metrics
 from sapo.baselines.cooccurrence import CoOccurrence
+from sapo.baselines.knn import ItemKNN
 from sapo.baselines.popularity import Popularity
 from sapo.data.interactions import Interactions
 from sapo.errors import InputError
@@ -145,3 +146,22 @@ def test_real_data(shared_data):
         for name, method in (("co-occurrence", model), ("popularity", popularity))
     }
     assert recall["co-occurrence"] > recall["popularity"]
+
+
+# ------------------------------------------------------------------------------------------------- item kNN
+
+
+def test_item_knn_by_hand():
+    # users of 0: a, b; of 1: a, b (twice, which counts once); of 2: b; of 3: c
+    model = ItemKNN(damping=0.0).fit([[0, 1], [1, 0, 1, 2], [3]], num_items=4)
+    cosines = {(0, 1): 2 / 2, (0, 2): 1 / 2**0.5, (1, 2): 1 / 2**0.5}
+    for (left, right), cosine in cosines.items():
+        for item, other in ((left, right), (right, left)):  # order says nothing
+            place = model.order.tolist().index(other)
+            assert model.counts[item, place] == pytest.approx(cosine)
+    assert model.counts.nnz == 6
+    assert model.rank([[0]], 2).tolist() == [[1, 2]]
+    # 2 was taken last: .707 for either; 1 gets .8 x 1 more from 0 before it
+    assert model.rank([[0, 2]], 1).tolist() == [[1]]
+    damped = ItemKNN(damping=1.0).fit([[0, 1], [1, 0, 1, 2], [3]], num_items=4)
+    assert damped.counts[0, damped.order.tolist().index(1)] == pytest.approx(2 / 3)

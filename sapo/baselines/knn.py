@@ -1,0 +1,41 @@
+"""Item kNN over sequences: items are near each other if the same users took them, in whatever order."""
+
+from collections.abc import Sequence
+from typing import Self
+
+import numpy as np
+from scipy import sparse
+
+from sapo.baselines.cooccurrence import CoOccurrence
+from sapo.baselines.popularity import Popularity
+
+
+class ItemKNN(CoOccurrence):
+    """Scores a candidate by its cosines with the last items of the history, as `CoOccurrence` does by its pairs.
+
+    The cosine of two items is that of their columns in the table of who took what (1 or 0, however often). As in the
+    reference of the GRU4Rec paper, `damping` is added to what it is divided by, so that pairs seen once count little.
+    """
+
+    def __init__(self, seed: int = 0, damping: float = 20.0):
+        super().__init__(seed)
+        self.damping = damping
+
+    def fit(self, sequences: Sequence[Sequence[int]], num_items: int) -> Self:
+        """Cosines of the training sequences.
+
+        Raises:
+            InputError: no item at all, or one outside 0..num_items-1.
+        """
+        self.order = Popularity(self.seed).fit(sequences, num_items).order  # item of each place
+        place = self.order.argsort().numpy()
+        taken = [sorted(set(sequence)) for sequence in sequences]
+        items = np.array([item for sequence in taken for item in sequence], dtype=np.int64)
+        ends = np.cumsum([0, *map(len, taken)])
+        who = sparse.csr_array((np.ones(len(items)), items, ends), shape=(len(taken), num_items))
+        both = (who.T @ who).tocoo()
+        (left, right), counts = both.coords, np.bincount(items, minlength=num_items)
+        cosines = both.data / (np.sqrt(counts[left] * counts[right]) + self.damping)
+        apart = left != right
+        self.counts = sparse.csr_array((cosines[apart], (left[apart], place[right[apart]])), shape=both.shape)
+        return self

@@ -1,0 +1,316 @@
+"""Recommenders that read item by item: what each is made of, by hand or by loops, and the loop that fits them."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sapo.baselines.caser import Caser
+from sapo.baselines.cooccurrence import CoOccurrence
+from sapo.baselines.gru4rec import GRU4Rec
+from sapo.baselines.hstu import HSTU
+from sapo.baselines.sasrec import SASRec
+from sapo.baselines.sequence import FitConfig, fit, loss_of, negatives
+from sapo.data.interactions import Interactions
+from sapo.errors import InputError
+
+ITEMS = 12
+MODELS = {
+    "SASRec": lambda: SASRec(ITEMS, max_history=6, size=8, heads=2),
+    "GRU4Rec": lambda: GRU4Rec(ITEMS, max_history=6, size=8, hidden=10),
+    "Caser": lambda: Caser(ITEMS, ["ann", "bob"], max_history=6, window=3, size=8, horizontal=3, vertical=2),
+    "HSTU": lambda: HSTU(ITEMS, max_history=6, size=8, heads=2),
+}
+
+
+@pytest.fixture(params=MODELS)
+def model(request):
+    torch.manual_seed(0)
+    model = MODELS[request.param]().eval()
+    if request.param == "Caser":  # whose rows start so small that nothing would show
+        for weights in model.parameters():
+            weights.data.normal_()
+    return model
+
+
+# ------------------------------------------------------------------------------------------------- what all promise
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.data())
+@pytest.mark.parametrize("name", MODELS)
+def test_a_state_knows_nothing_of_what_comes_later(name, data):
+    model = MODELS[name]().eval()
+    item = st.integers(0, ITEMS - 1)
+    history = data.draw(st.lists(item, min_size=2, max_size=6))
+    at = data.draw(st.integers(1, len(history) - 1))
+    items = torch.tensor([history, history])
+    items[1, at:] = torch.tensor([data.draw(item) for _ in history[at:]])
+    states = model(items, torch.zeros(2, dtype=torch.long))
+    torch.testing.assert_close(states[0, :at], states[1, :at])
+
+
+def test_padding_changes_nothing(model):
+    """A short history beside a long one, and alone."""
+    histories = [[3, 1], [5, 3, 1, 2, 9, 4]]
+    items, users = model.tensors(histories, ["ann", "bob"])
+    assert items[0].tolist() == [3, 1, *[ITEMS] * 4]
+    alone = model(items[:1, :2], users[:1])
+    torch.testing.assert_close(model(items, users)[0, :2], alone[0])
+    together, single = model.rank(histories, 12, ["ann", "bob"]), model.rank(histories[:1], 12, ["ann"])
+    assert together[0].tolist() == single[0].tolist()
+    assert sorted(together[0].tolist()) == list(range(12))
+
+
+def test_the_order_and_every_item_of_a_history_matter(model):
+    users = torch.ones(4, dtype=torch.long)
+    items = torch.tensor([[1, 2, 3], [1, 3, 2], [2, 2, 3], [1, 2, 4]])
+    states = model(items, users)[:, -1]
+    for other in states[1:]:
+        assert not torch.allclose(states[0], other, atol=1e-4)
+
+
+def test_long_histories_are_read_from_their_ends(model):
+    long = [1, 2, 3, 4, 5, 6, 7, 8]
+    assert model.rank([long], 12).tolist() == model.rank([long[-6:]], 12).tolist()
+
+
+def test_bad_questions_say_so(model):
+    with pytest.raises(InputError, match="k is 13; there are 12 items"):
+        model.rank([[1]], 13)
+    with pytest.raises(InputError, match="a history is empty"):
+        model.rank([[1], []], 3)
+
+
+# ------------------------------------------------------------------------------------------------- SASRec
+
+
+def normed(x, eps):
+    return (x - x.mean()) / np.sqrt(x.var() + eps)
+
+
+def test_sasrec_by_loops():
+    """One block, two heads; norms at their start have weight 1 and bias 0."""
+    torch.manual_seed(1)
+    model = SASRec(ITEMS, max_history=5, size=4, layers=1, heads=2).eval().double()
+    history = [3, 7, 3]
+    block = model.blocks[0]
+    weights = {name: value.detach().numpy() for name, value in block.named_parameters()}
+    linear = lambda name, x: weights[f"{name}.weight"] @ x + weights[f"{name}.bias"]  # noqa: E731
+    # positions count back: the last item has position 0, the first of three 2
+    x = [
+        model.items.weight[item].detach().numpy() * 2 + model.positions.weight[2 - at].detach().numpy()  # sqrt(4) = 2
+        for at, item in enumerate(history)
+    ]
+    queries = [normed(row, 1e-8) for row in x]
+    expected = []
+    for i in range(3):
+        heads = []
+        for head in (slice(0, 2), slice(2, 4)):
+            query = linear("query", queries[i])[head]
+            scores = np.array([query @ linear("key", x[j])[head] / math.sqrt(2) for j in range(i + 1)])
+            shares = np.exp(scores) / np.exp(scores).sum()
+            heads.append(sum(share * linear("value", x[j])[head] for j, share in enumerate(shares)))
+        state = queries[i] + np.concatenate(heads)  # around the attention goes the normed query
+        inner = normed(state, 1e-8)
+        expected.append(normed(inner + linear("outer", np.maximum(linear("inner", inner), 0)), 1e-8))
+    states = model(torch.tensor([history]), torch.zeros(1, dtype=torch.long))[0]
+    np.testing.assert_allclose(states.detach().numpy(), np.stack(expected), atol=1e-9)
+
+
+# ------------------------------------------------------------------------------------------------- GRU4Rec
+
+
+def test_gru4rec_by_loops():
+    torch.manual_seed(1)
+    model = GRU4Rec(ITEMS, max_history=5, size=3, hidden=4).eval().double()
+    assert not [name for name, _ in model.recurrent.named_parameters() if "bias" in name]
+    into, round_ = (w.detach().numpy() for w in (model.recurrent.weight_ih_l0, model.recurrent.weight_hh_l0))
+    sigmoid = lambda x: 1 / (1 + np.exp(-x))  # noqa: E731
+    state = np.zeros(4)
+    for item in (3, 7, 3):
+        read = (into @ model.items.weight[item].detach().numpy()).reshape(3, 4)
+        kept = (round_ @ state).reshape(3, 4)
+        reset, update = sigmoid(read[0] + kept[0]), sigmoid(read[1] + kept[1])
+        state = (1 - update) * np.tanh(read[2] + reset * kept[2]) + update * state
+    expected = model.dense.weight.detach().numpy() @ state + model.dense.bias.detach().numpy()
+    states = model(torch.tensor([[3, 7, 3]]), torch.zeros(1, dtype=torch.long))[0]
+    np.testing.assert_allclose(states[-1].detach().numpy(), expected, atol=1e-9)
+
+
+# ------------------------------------------------------------------------------------------------- Caser
+
+
+@pytest.mark.parametrize("history", [[3], [3, 7], [1, 3, 7, 3]])  # windows of one, two and three items
+def test_caser_by_loops(history):
+    torch.manual_seed(1)
+    model = Caser(ITEMS, ["ann"], max_history=5, window=3, size=4, horizontal=2, vertical=2).eval().double()
+    window = history[-3:]
+    rows = [np.zeros(4)] * (3 - len(window)) + [model.items.weight[item].detach().numpy() for item in window]
+    said = []
+    for height, filters in enumerate(model.across, start=1):
+        for weight, bias in zip(filters.weight.detach().numpy()[:, 0], filters.bias.detach().numpy(), strict=True):
+            answers = [
+                (weight * np.stack(rows[top : top + height])).sum() + bias
+                for top in range(4 - height)
+                if top + height > 3 - len(window)  # a place that holds nothing but padding says nothing
+            ]
+            said.append(max(0, *answers, 0))
+    for weight, bias in zip(model.along.weight.detach().numpy()[:, 0, :, 0], model.along.bias, strict=True):
+        said += list(weight @ np.stack(rows) + bias.item())
+    dense = np.maximum(model.dense.weight.detach().numpy() @ said + model.dense.bias.detach().numpy(), 0)
+    user = model.people.weight[1].detach().numpy()
+    states = model(torch.tensor([history]), torch.ones(1, dtype=torch.long))[0, -1].detach().numpy()
+    np.testing.assert_allclose(states, [*dense, *user, 1], atol=1e-9)
+
+
+def test_caser_knows_its_users_and_treats_all_others_alike():
+    torch.manual_seed(0)
+    model = Caser(ITEMS, ["ann", "bob"], window=3, size=8).eval()
+    model.scores.weight.data.normal_()
+    model.people.weight.data[1:].normal_()
+    ranked = model.rank([[1, 2]] * 4, 12, ["ann", "bob", "carl", "dora"]).tolist()
+    assert ranked[2] == ranked[3] == model.rank([[1, 2]], 12)[0].tolist()
+    assert ranked[0] != ranked[1] != ranked[2]
+    assert not model.people.weight[0].any()
+
+
+# ------------------------------------------------------------------------------------------------- HSTU
+
+
+def hstu_block(size=4, heads=2):
+    torch.manual_seed(1)
+    model = HSTU(ITEMS, max_history=5, size=size, layers=1, heads=heads).eval().double()
+    model.blocks[0].project.data.normal_()
+    model.blocks[0].bias.data.normal_()
+    return model.blocks[0]
+
+
+def test_hstu_by_loops():
+    block = hstu_block()
+    x = np.random.default_rng(0).normal(size=(3, 4))
+    silu = lambda z: z / (1 + np.exp(-z))  # noqa: E731
+    gate, value, query, key = np.split(
+        silu(np.stack([normed(row, 1e-6) for row in x]) @ block.project.detach().numpy()), 4, axis=1
+    )
+    bias, expected = block.bias.detach().numpy(), []
+    for i in range(3):
+        heads = []
+        for head in (slice(0, 2), slice(2, 4)):
+            weights = [silu(query[i, head] @ key[j, head] + bias[i - j]) / 5 for j in range(i + 1)]  # 5: the longest
+            heads.append(sum(weight * value[j, head] for j, weight in enumerate(weights)))
+        gated = gate[i] * normed(np.concatenate(heads), 1e-6)
+        expected.append(x[i] + block.out.weight.detach().numpy() @ gated + block.out.bias.detach().numpy())
+    np.testing.assert_allclose(block(torch.tensor(x)[None])[0].detach().numpy(), np.stack(expected), atol=1e-9)
+
+
+def test_hstu_has_no_softmax_and_a_gate():
+    block = hstu_block()
+    states = torch.randn(1, 3, 4, dtype=torch.double)
+    before = block(states)
+    block.bias.data += 1  # the same for all scores of a row: a softmax would not see it
+    assert not torch.allclose(block(states), before)
+    block.project.data[:, :4] = 0  # U
+    torch.testing.assert_close(block(states), states + block.out.bias)
+
+
+def test_hstu_scores_are_cosines_over_the_temperature():
+    torch.manual_seed(0)
+    model = HSTU(ITEMS, size=8, temperature=0.05).eval()
+    states = model(torch.tensor([[1, 2]]), torch.zeros(1, dtype=torch.long))
+    torch.testing.assert_close(states.norm(dim=-1), torch.full((1, 2), 20.0))
+    torch.testing.assert_close(model.table().norm(dim=-1), torch.ones(ITEMS))
+
+
+# ------------------------------------------------------------------------------------------------- losses and fitting
+
+
+def test_losses_by_hand(monkeypatch):
+    torch.manual_seed(0)
+    model = GRU4Rec(3, size=2, hidden=2).eval()
+    sequences = [[0, 1, 2], [2, 2]]
+    items, users = model.tensors([s[:-1] for s in sequences], ["", ""])
+    targets, _ = model.tensors([s[1:] for s in sequences], ["", ""])
+    scores = (model(items, users) @ model.table().T).detach().numpy()
+    pairs = [(0, 0, 1), (0, 1, 2), (1, 0, 2)]  # row, position, target; the padded position of row 1 is none
+    expected = np.mean([np.log(np.exp(scores[b, t]).sum()) - scores[b, t, y] for b, t, y in pairs])
+    assert loss_of(model, items, users, targets, sequences, "softmax").item() == pytest.approx(expected, abs=1e-6)
+    monkeypatch.setattr("sapo.baselines.sequence.negatives", lambda *_: torch.tensor([2, 0, 1]))
+    drawn = zip(pairs, (2, 0, 1), strict=True)
+    expected = np.mean(
+        [np.log1p(np.exp(-scores[b, t, y])) + np.log1p(np.exp(scores[b, t, other])) for (b, t, y), other in drawn]
+    )
+    assert loss_of(model, items, users, targets, sequences, "bce").item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_negatives_are_uniform_over_what_the_training_sequence_does_not_hold():
+    torch.manual_seed(0)
+    real = torch.ones(2, 3000, dtype=torch.bool)
+    real[1, 5:] = False
+    drawn = negatives(real, [[0, 1, 1], [5]], 6)
+    assert len(drawn) == 3005
+    counts = torch.bincount(drawn[:3000], minlength=6)
+    assert counts[:2].tolist() == [0, 0]
+    assert (counts[2:] / 750 - 1).abs().max() < 0.15  # 4 sd of a count of 750 are 95
+    assert 5 not in drawn[3000:].tolist()
+
+
+def pairs_decide(users=400, seed=0):
+    """What follows is decided by two items together: 4 if they are the same, else 5, and either item alone says
+    nothing."""
+    rng = np.random.default_rng(seed)
+    sequences = []
+    for _ in range(users):  # of different lengths, so that places say nothing either
+        pairs = rng.integers(0, 2, (rng.integers(2, 6), 2)).tolist()
+        sequences.append([item for a, b in pairs for item in (a, 2 + b, 4 + (a != b))] + [0])
+    return Interactions([f"u{n}" for n in range(users)], sequences, 8)  # two items that nobody takes
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "rate", "epochs"),
+    [(SASRec, 32, 5e-3, 40), (GRU4Rec, 32, 5e-3, 40), (Caser, 32, 5e-3, 40), (HSTU, 64, 3e-3, 70)],
+)
+def test_what_two_items_say_together_is_learnt(kind, size, rate, epochs):
+    """Co-occurrence, which adds up what each says, is right half of the time, give or take .025 (one sd)."""
+    split = pairs_decide().leave_one_out()
+    torch.manual_seed(0)
+    model = kind(8, split.users if kind is Caser else (), size=size, dropout=0.0)
+    fit(model, split, FitConfig(epochs=epochs, patience=epochs, batch_size=32, learning_rate=rate), seed=0)
+    history, targets = split.valid.history, torch.tensor(split.valid.target)
+    assert (model.rank(history, 1)[:, 0] == targets).float().mean() > 0.7
+    counted = CoOccurrence().fit(split.sequences, 8).rank(history, 1)[:, 0]
+    assert (counted == targets).float().mean() < 0.6
+
+
+@pytest.mark.parametrize("loss", ["softmax", "bce"])
+def test_the_same_seed_gives_the_same_model_and_the_best_epoch_is_kept(loss):
+    split = pairs_decide(100).leave_one_out()
+    models, histories = [], []
+    for _ in range(2):
+        torch.manual_seed(3)
+        models.append(SASRec(8, max_history=5, size=8))
+        before = torch.get_rng_state()
+        histories.append(fit(models[-1], split, FitConfig(loss, epochs=6, patience=2, learning_rate=0.1), seed=1))
+        assert torch.equal(torch.get_rng_state(), before)
+    assert histories[0] == histories[1]
+    for one, other in zip(*(model.parameters() for model in models), strict=True):
+        assert torch.equal(one, other)
+    scores = [row["ndcg@10"] for row in histories[0]]
+    assert len(scores) <= 6
+    if len(scores) < 6:  # it stopped after two validations without a better one
+        assert max(scores[-2:]) <= max(scores[:-2])
+
+
+def test_fitting_refuses_what_cannot_be_fitted():
+    split = Interactions(["a"], [[0, 1, 2]], 10).leave_one_out()
+    with pytest.raises(InputError, match="no training sequence holds two items"):
+        fit(SASRec(10), split, FitConfig(), seed=0)
+    with pytest.raises(InputError, match="holds every item"):
+        negatives(torch.ones(1, 2, dtype=torch.bool), [[0, 1, 2]], 3)
+    model = SASRec(10)
+    model.items.weight.data.fill_(math.nan)
+    with pytest.raises(FloatingPointError, match="the loss is nan in epoch 1"):
+        fit(model, Interactions(["a"], [[0, 1, 2, 3]], 10).leave_one_out(), FitConfig(), seed=0)
