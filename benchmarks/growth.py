@@ -10,20 +10,22 @@ from typing import Any
 import torch
 
 from benchmarks.ratios import Case, Steps, Trainers, beam_case, dict_of_sets, rollout_case, sample, update_case
-from benchmarks.world import World, peak_bytes
+from benchmarks.world import World, keep_memory, peak_bytes
 from sapo.semantic_ids.trie import SidTrie
 
 ROUNDS, MOST_ROUNDS, ENOUGH = 5, 15, 3.0  # calls of each side, and seconds of all after which no more are made
 Row = dict[str, Any]
 
 
-def measure(world: World, calls: dict[str, Callable[[], Any]], tensors: bool = True) -> Iterator[Row]:
-    """Time several ways to do one thing, in turns; where tensors make its memory, after a call that measures it."""
-    seconds: dict[str, list[float]] = {who: [] for who in calls}
+def measure(
+    world: World, calls: dict[Any, Callable[[], Any]], tensors: bool = True, rounds: int = ROUNDS
+) -> Iterator[Row]:
+    """Time several calls, in turns; where tensors make their memory, after one that measures it."""
+    seconds: dict[Any, list[float]] = {who: [] for who in calls}
     memory = {who: peak_bytes(world, call) if tensors else None for who, call in calls.items()}
     begin = time.perf_counter()
     for done in range(MOST_ROUNDS):
-        if done >= ROUNDS and time.perf_counter() - begin > ENOUGH:
+        if done >= rounds and time.perf_counter() - begin > ENOUGH:
             break
         for who, call in calls.items():
             world.synchronize()
@@ -35,7 +37,7 @@ def measure(world: World, calls: dict[str, Callable[[], Any]], tensors: bool = T
         yield row(who, values, memory[who])
 
 
-def row(who: str, values: list[float], memory: int | None) -> Row:
+def row(who: Any, values: list[float], memory: int | None) -> Row:
     """Median and range of some seconds."""
     return {
         "who": who,
@@ -52,11 +54,16 @@ def both(case: Case) -> dict[str, Callable[[], Any]]:
 
 
 def with_group_size(world: World, values: tuple[int, ...]) -> Iterator[Row]:
-    for value in values:
-        grown = replace_sizes(world, group_size=value)
-        setup = f"{in_prompts(grown)}, {grown.sizes.new_tokens} words"
-        for case in (update_case(grown), rollout_case(grown)):
-            yield from labelled("completions a prompt", value, case.what, setup, measure(grown, both(case)))
+    """All sizes of one side in turns, then those of the other, whose gigabytes would stand in our way: what is asked is
+    how either grows, and between two sizes the machine must not have changed."""
+    setup = f"{in_prompts(world)}, {world.sizes.new_tokens} words"
+    for case_of in (update_case, rollout_case):
+        cases = {value: case_of(replace_sizes(world, group_size=value)) for value in values}
+        sides = ({value: case.ours for value, case in cases.items()}, {v: case.theirs for v, case in cases.items()})
+        for who, calls, rounds in zip(("ours", cases[values[0]].against), sides, (9, ROUNDS), strict=True):
+            for of in measure(world, calls, rounds=rounds):
+                what = cases[of["who"]].what
+                yield from labelled("completions a prompt", of["who"], what, setup, [of | {"who": who}])
 
 
 def with_prompt(world: World, values: tuple[int, ...]) -> Iterator[Row]:
@@ -152,6 +159,7 @@ def replace_sizes(world: World, **sizes: Any) -> World:
 
 def all_growth(world: World, parent: Path, quick: bool = False) -> Iterator[Row]:
     """Everything, most of it on a fourth of the prompts; `quick` looks at two points of each."""
+    keep_memory()
     few = replace_sizes(world, prompts=max(2, world.sizes.prompts // 4))
     yield from whole_steps(world, parent)
     torch.manual_seed(0)

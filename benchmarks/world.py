@@ -1,5 +1,7 @@
 """What every benchmark runs on: a random model of a given size, prompts, a catalogue. Nothing is read or downloaded."""
 
+import ctypes
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -139,6 +141,18 @@ class World:
     def synchronize(self) -> None:
         if self.device != "cpu":
             torch.cuda.synchronize()
+
+
+def keep_memory() -> None:
+    """Let glibc keep what tensors free.
+
+    It hands blocks over 32 MB back to the system, and fetching gigabytes anew in every call costs up to a fifth, which
+    would be read as growth. MALLOC_TRIM_THRESHOLD_ and MALLOC_MMAP_MAX_ do the same for a training run.
+    """
+    allocator = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if allocator is not None:
+        allocator(-4, 0)  # M_MMAP_MAX
+        allocator(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
 def peak_bytes(world: World, run: Callable[[], Any]) -> int:

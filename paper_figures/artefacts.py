@@ -114,7 +114,7 @@ def how_timed(rows: pd.DataFrame) -> str:
     calls = f"{fewest}" if fewest == most else f"{fewest} to {most}"
     machines = rows[["machine", "dtype", "versions"]].drop_duplicates().itertuples()
     where = "; ".join(f"{row.machine}, {row.dtype}, {row.versions}" for row in machines)
-    return f"Medians of {calls} calls in turns after one to warm up; {where}."
+    return f"Medians of {calls} calls in turns after one to warm up, freed memory kept; {where}."
 
 
 def read_worlds(

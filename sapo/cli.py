@@ -79,6 +79,40 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Baselines:
+    """Fit other recommenders, each with the setting that validation chooses, and test them: SASRec, "SASRec softmax",
+    GRU4Rec, Caser, HSTU.
+
+    Their rows, and those of popularity, co-occurrence and item kNN, are added to OUT/results.csv. Finished runs are
+    skipped.
+    """
+
+    methods: tyro.conf.Positional[tuple[str, ...]] = ()
+    """Which; all where left out."""
+    data: Path | None = None
+    """Folder of TSV files; the synthetic catalogue where left out."""
+    out: Path = Path("paper_figures/out")
+    """Where runs and results go."""
+    split: Split = "auto"
+    """auto takes the published chronological pairs where the folder has them, else leave-one-out."""
+    seeds: int = 3
+    """How many seeds; the first tries all settings."""
+    workers: int | None = None
+    """Processes side by side, as of `sapo run`."""
+
+    def __call__(self) -> None:
+        from sapo.suite import run_baselines
+
+        for name in ("seeds", "workers"):
+            _at_least_one(name, getattr(self, name))
+        data = None if self.data is None else str(self.data)
+        results = run_baselines(str(self.out), data, self.methods, self.seeds, self.split, self.workers)
+        shown = results[results["metric"].isin(["recall@5", "ndcg@5", "recall@10", "ndcg@10", "valid/ndcg@10"])]
+        print(shown.groupby(["method", "metric"])["value"].mean().unstack().sort_values("ndcg@10").round(4).to_string())
+        print(self.out / "results.csv")
+
+
+@dataclass(frozen=True)
 class Evaluate:
     """Rank the catalogue for the test or validation rows with a trained policy, and print its metrics."""
 
@@ -386,6 +420,7 @@ class Data:
 
 Command = (
     Annotated[Run, tyro.conf.subcommand("run")]
+    | Annotated[Baselines, tyro.conf.subcommand("baselines")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Figures, tyro.conf.subcommand("figures")]
     | Annotated[Publish, tyro.conf.subcommand("publish")]

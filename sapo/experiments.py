@@ -22,8 +22,9 @@ import pandas as pd
 import torch
 
 from sapo.analysis.evaluation import evaluate_policy, ranking_metrics
-from sapo.analysis.results import read_results, write_results
+from sapo.analysis.results import WORLD, add_results, others, read_results
 from sapo.baselines.cooccurrence import CoOccurrence
+from sapo.baselines.knn import ItemKNN
 from sapo.baselines.popularity import Popularity
 from sapo.credit.objectives import OBJECTIVES
 from sapo.crew import Crew, Task
@@ -42,7 +43,8 @@ from sapo.training.sft import train_supervised
 
 Stage = Literal["stage1", "stage2", "stage2_no_thinking"]
 KS = (1, 5, 10)
-WORLD = ["dataset", "split", "preset"]
+REFERENCES = {"popularity": Popularity(), "cooccurrence": CoOccurrence(), "item_knn": ItemKNN()}
+KEYS = {"dynamics.csv.gz": [*WORLD, "method"], "rollouts.csv.gz": WORLD}
 BOOKKEEPING = r"^completions/|/std$|^num_tokens$|^step_time$|/reward_mean$"  # stays in a run's log.csv
 SUPERVISED: tuple[Stage, ...] = ("stage1", "stage2", "stage2_no_thinking")
 
@@ -158,7 +160,7 @@ def run_test(job: Job, folder: RunFolder) -> None:
 
 
 def run_references(job: Job) -> None:
-    """Rows that need no training: popularity, co-occurrence, and the optimum where it is known."""
+    """Rows that need no training: popularity, co-occurrence, item kNN, and the optimum where it is known."""
     folder = references_folder(job)
     if folder.finished:
         return
@@ -167,7 +169,7 @@ def run_references(job: Job) -> None:
     rows = world.split.test.sample(job.recipe.evaluation.test_rows)
     sids, target = world.catalog.sids, torch.tensor(rows.target)
     tables = []
-    for name, method in (("popularity", Popularity()), ("cooccurrence", CoOccurrence())):
+    for name, method in REFERENCES.items():
         places = min(max(KS), world.catalog.num_items)
         ranked = method.fit(world.split.sequences, world.catalog.num_items).rank(rows.history, places)
         ranked = torch.nn.functional.pad(ranked, (0, max(KS) - places), value=-1)
@@ -328,7 +330,9 @@ def collect(job: Job, chosen: dict[str, float]) -> pd.DataFrame:
     ]
     no_curves = pd.DataFrame(columns=[*WORLD, "method", "seed", "step", "metric", "value"])
     stage2 = [folder.table("rollouts.csv.gz") for folder in runs if folder.row["method"] == "stage2"]
-    _add_tables(results, pd.concat(curves) if curves else no_curves, pd.concat(stage2).drop(columns="method"), out)
+    add_results(results, out / "results.csv")
+    _add(pd.concat(curves) if curves else no_curves, out / "dynamics.csv.gz")
+    _add(pd.concat(stage2).drop(columns="method"), out / "rollouts.csv.gz")
     return results
 
 
@@ -344,12 +348,14 @@ def publish(out: str | Path, record: str | Path) -> list[Path]:
     if not (out / "results.csv").is_file():
         raise InputError(f"{out} holds no results.csv: `sapo run --out {out}` writes it once its runs are finished.")
     results = read_results(out / "results.csv")
-    curves, rollouts = (pd.read_csv(out / name) for name in ("dynamics.csv.gz", "rollouts.csv.gz"))
-    _add_tables(results, curves, rollouts, record)
+    add_results(results, record / "results.csv")
+    written = ["results.csv", *(name for name in KEYS if (out / name).is_file())]  # baselines have no curves
+    for name in written[1:]:
+        _add(pd.read_csv(out / name), record / name)
     runs = read_runs(out)
     runs = runs[runs["run"].map(lambda run: Path(run).name).isin(results["run"])]
-    write_table(pd.concat([_others(read_recorded_runs(record), runs, [*WORLD, "method"]), runs]), record / "runs.csv")
-    return [record / name for name in ("results.csv", "dynamics.csv.gz", "rollouts.csv.gz", "runs.csv")]
+    write_table(pd.concat([others(read_recorded_runs(record), runs, [*WORLD, "method"]), runs]), record / "runs.csv")
+    return [record / name for name in (*written, "runs.csv")]
 
 
 def _supervised_tasks(job: Job, seed: int) -> list[Task]:
@@ -392,20 +398,7 @@ def _validate(job: Job, policy: Policy) -> tuple[dict[str, float], dict[str, int
     return metrics, counts
 
 
-def _add_tables(results: pd.DataFrame, curves: pd.DataFrame, rollouts: pd.DataFrame, folder: Path) -> None:
-    """Write the three tables into `folder`, beside what it holds of other data sets, presets and methods.
-
-    All seeds of a method are replaced together: a mean must not mix seeds of two configurations.
-    """
-    if (folder / "results.csv").is_file():
-        results = pd.concat([_others(read_results(folder / "results.csv"), results, [*WORLD, "method"]), results])
-    write_results(results, folder / "results.csv")
-    for table, name, key in ((curves, "dynamics.csv.gz", [*WORLD, "method"]), (rollouts, "rollouts.csv.gz", WORLD)):
-        path = folder / name
-        kept = [_others(pd.read_csv(path), table, key)] if path.is_file() else []
-        write_table(pd.concat([*kept, table]), path)
-
-
-def _others(old: pd.DataFrame, fresh: pd.DataFrame, key: list[str]) -> pd.DataFrame:
-    """The rows of `old` whose key does not occur in `fresh`."""
-    return old[~pd.MultiIndex.from_frame(old[key]).isin(pd.MultiIndex.from_frame(fresh[key]))]
+def _add(table: pd.DataFrame, path: Path) -> None:
+    """Write a table beside what its file holds of other data sets, presets and methods."""
+    kept = [others(pd.read_csv(path), table, KEYS[path.name])] if path.is_file() else []
+    write_table(pd.concat([*kept, table]), path)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from sapo import experiments, runs
-from sapo.analysis.results import read_results
+from sapo.analysis.results import add_results, read_results
 from sapo.credit.objectives import OBJECTIVES
 from sapo.data.synthetic import SyntheticConfig
 from sapo.errors import InputError
@@ -56,6 +56,7 @@ def test_every_method_and_seed_has_its_rows(finished):
     assert seeds == {
         "popularity": [0],
         "cooccurrence": [0],
+        "item_knn": [0],
         "optimum": [0],
         "stage2": [0, 1],
         "stage2_no_thinking": [0, 1],
@@ -303,8 +304,7 @@ def test_results_of_a_method_are_replaced_as_a_whole(finished, tmp_path):
     _, out, results = finished
     experiments.publish(out, tmp_path)
     fewer = results[(results["method"] == "sapo") & (results["seed"] == 0)].assign(value=0.5)
-    curves, rollouts = pd.read_csv(out / "dynamics.csv.gz"), pd.read_csv(out / "rollouts.csv.gz")
-    experiments._add_tables(fewer, curves, rollouts, tmp_path)
+    add_results(fewer, tmp_path / "results.csv")
     merged = read_results(tmp_path / "results.csv")
     assert set(merged[merged["method"] == "sapo"]["seed"]) == {0}
     assert set(merged[merged["method"] == "grpo"]["seed"]) == {0, 1}
@@ -315,7 +315,8 @@ def test_stages_1_and_2_alone_are_a_job_too(finished, tmp_path):
     shutil.copytree(out / "runs", tmp_path / "runs")
     stages = replace(job.recipe, objectives=(), ablations=())
     results = run(Job(stages, str(tmp_path)), workers=1)
-    assert set(results["method"]) == {"popularity", "cooccurrence", "optimum", "stage2", "stage2_no_thinking"}
+    references = {"popularity", "cooccurrence", "item_knn", "optimum"}
+    assert set(results["method"]) == references | {"stage2", "stage2_no_thinking"}
     assert list(pd.read_csv(tmp_path / "dynamics.csv.gz")) == list(pd.read_csv(out / "dynamics.csv.gz"))
     assert not len(pd.read_csv(tmp_path / "dynamics.csv.gz"))
     run(Job(job.recipe, str(tmp_path)), workers=1)  # RL joins them later

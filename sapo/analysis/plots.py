@@ -52,6 +52,11 @@ METHOD_COLORS: dict[str, str] = {
     "best_of_beam": "#c44e52",
     "stage2": "#8c8c8c",
     "stage2_no_thinking": "#5a5a5a",
+    "SASRec": "#1b7837",
+    "HSTU": "#762a83",
+    "GRU4Rec": "#b35806",
+    "Caser": "#01665e",
+    "item_knn": "#858585",
     "cooccurrence": "#949494",
     "popularity": "#b0b0b0",
     "published": "#3c3c3c",
@@ -82,12 +87,17 @@ METHOD_LABELS: dict[str, str] = {
     "best_of_beam": "Best of beam",
     "stage2": "Stage 2 (no RL)",
     "stage2_no_thinking": "Stage 2, no thinking",
+    "SASRec": "SASRec",
+    "HSTU": "HSTU",
+    "GRU4Rec": "GRU4Rec",
+    "Caser": "Caser",
+    "item_knn": "Item kNN",
     "cooccurrence": "Co-occurrence",
     "popularity": "Popularity",
     "published": "published",
     "optimum": "Bayes optimum",
 }
-WITHOUT_SEEDS = {"popularity", "cooccurrence", "optimum"}  # computed, not trained: nothing in them is random
+WITHOUT_SEEDS = {"popularity", "cooccurrence", "item_knn", "optimum"}  # computed: nothing in them is random
 REFERENCE_LINES = {"exact": "-.", "published": ":"}  # measured lines are solid, or dashed with one seed
 
 _STYLE: dict[Any, Any] = {
@@ -139,9 +149,10 @@ def method_color(method: str) -> str:
 
 
 def method_label(method: str) -> str:
-    """The name a method has in figures and tables; a variant keeps its suffix, an unknown method its own name."""
+    """The name a method has in figures and tables; a variant keeps its suffix, an unknown method its own name, and so
+    does one that names who published it."""
     base, _, variant = method.partition(" ")
-    if method in METHOD_LABELS or base not in METHOD_LABELS:
+    if method in METHOD_LABELS or base not in METHOD_LABELS or variant.startswith("("):
         return METHOD_LABELS.get(method, method)
     return f"{METHOD_LABELS[base]}, {variant}"
 

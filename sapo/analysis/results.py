@@ -9,6 +9,7 @@ from sapo.errors import InputError
 from sapo.files import write_atomically
 
 COLUMNS = ("source", "dataset", "split", "method", "preset", "seed", "metric", "value", "n", "run")
+WORLD = ["dataset", "split", "preset"]
 KEY = ["dataset", "split", "method", "preset", "seed", "metric"]
 SOURCES = ("published", "measured", "exact")
 SPLITS = ("leave_one_out", "published_test")
@@ -108,6 +109,21 @@ def write_results(table: pd.DataFrame, path: str | Path) -> None:
     table["value"] = table["value"].map(repr)
     with write_atomically(path) as temporary:
         table.to_csv(temporary, index=False, lineterminator="\n")
+
+
+def add_results(results: pd.DataFrame, path: str | Path) -> None:
+    """Write rows beside what a file holds of other data sets, splits, presets and methods.
+
+    All seeds of a method are replaced together: a mean must not mix seeds of two configurations.
+    """
+    if Path(path).is_file():
+        results = pd.concat([others(read_results(path), results, [*WORLD, "method"]), results])
+    write_results(results, path)
+
+
+def others(old: pd.DataFrame, fresh: pd.DataFrame, key: list[str]) -> pd.DataFrame:
+    """The rows of `old` whose key does not occur in `fresh`."""
+    return old[~pd.MultiIndex.from_frame(old[key]).isin(pd.MultiIndex.from_frame(fresh[key]))]
 
 
 def merge_results(existing: pd.DataFrame, added: pd.DataFrame) -> pd.DataFrame:

@@ -1,0 +1,158 @@
+"""The other recommenders on a data set: each is fitted on the first seed with every setting of its grid, of which
+validation chooses one, then on the other seeds, and then tested, once. Finished runs are skipped.
+
+Their rows of results.csv have the preset "baseline", whatever our policies were trained with.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from safetensors.torch import load_model, save_model
+
+from sapo.analysis.evaluation import ranking_metrics
+from sapo.analysis.results import add_results
+from sapo.baselines.caser import Caser
+from sapo.baselines.gru4rec import GRU4Rec
+from sapo.baselines.hstu import HSTU
+from sapo.baselines.sasrec import SASRec
+from sapo.baselines.sequence import FitConfig, SequenceModel, fit
+from sapo.crew import Crew, Task
+from sapo.data.interactions import SplitName
+from sapo.errors import InputError
+from sapo.experiments import references_folder, run_references
+from sapo.recipes import QUICK, EvaluationConfig
+from sapo.runs import Job, RunFolder, write_table
+
+KS = (1, 3, 5, 10)
+MODELS: dict[str, type[SequenceModel]] = {"sasrec": SASRec, "gru4rec": GRU4Rec, "caser": Caser, "hstu": HSTU}
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """One recommender: what it is made of, how it is fitted, and what validation chooses from."""
+
+    model: str
+    """Of MODELS."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the model."""
+    fit: FitConfig = field(default_factory=FitConfig)
+    """Of the loop."""
+    grid: tuple[dict[str, Any], ...] = ({},)
+    """Each replaces some options, or fields of `fit`."""
+
+    def chosen(self, number: int) -> "Baseline":
+        """Itself with one setting of the grid."""
+        changes = self.grid[number]
+        of_fit = {name: value for name, value in changes.items() if name in asdict(self.fit)}
+        options = {name: value for name, value in changes.items() if name not in of_fit}
+        return replace(self, options=self.options | options, fit=replace(self.fit, **of_fit), grid=())
+
+
+DROPOUTS = tuple({"dropout": rate} for rate in (0.2, 0.5, 0.7))
+BASELINES: dict[str, Baseline] = {
+    "SASRec": Baseline("sasrec", {"size": 64, "heads": 2}, FitConfig("bce", beta2=0.98), DROPOUTS),
+    "SASRec softmax": Baseline("sasrec", {"size": 128, "heads": 2}, FitConfig(beta2=0.98), DROPOUTS),
+    "GRU4Rec": Baseline("gru4rec", {"size": 64, "hidden": 128}, FitConfig(), DROPOUTS),
+    "Caser": Baseline("caser", {"size": 64}, FitConfig(weight_decay=1e-6), DROPOUTS),
+    "HSTU": Baseline("hstu", {"size": 64, "heads": 2}, FitConfig(beta2=0.98), DROPOUTS),
+}
+
+
+def baseline_folder(job: Job, name: str, number: int, seed: int) -> RunFolder:
+    """Where a fit lives; `number` is that of the setting in the grid."""
+    config = asdict(BASELINES[name].chosen(number)) | {"seed": seed}
+    return RunFolder(job, f"seed{seed}/{name.replace(' ', '_')}-{number}", seed, name, config)
+
+
+def fit_baseline(job: Job, name: str, number: int, seed: int) -> None:
+    """One fit; leaves the weights, a log, and validation metrics."""
+    folder = baseline_folder(job, name, number, seed)
+    folder.start()
+    began, world = time.monotonic(), job.world
+    settings, model = BASELINES[name].chosen(number), build(job, name, number, seed)
+    log = fit(model, world.split, settings.fit, seed, f"{folder.path.name} seed {seed}")
+    save_model(model, str(folder.path / "model.safetensors"))
+    write_table(pd.DataFrame(log), folder.path / "log.csv")
+    best = max(log, key=lambda row: row["ndcg@10"])
+    metrics = {"valid/ndcg@10": best["ndcg@10"], "parameters": float(sum(p.numel() for p in model.parameters()))}
+    counts = {"valid/ndcg@10": len(world.split.valid)}
+    seconds = time.monotonic() - began
+    folder.finish(seconds, int(best["epoch"]), metrics | {"seconds": seconds}, counts)
+
+
+def rank_test_rows(job: Job, name: str, number: int, seed: int) -> None:
+    """Rank the catalogue for all test rows."""
+    folder, rows = baseline_folder(job, name, number, seed), job.world.split.test
+    model = build(job, name, number, seed)
+    load_model(model, str(folder.path / "model.safetensors"))
+    ranked, target = model.rank(rows.history, max(KS), rows.user), torch.tensor(rows.target)
+    hit = ranked == target[:, None]
+    rank = torch.where(hit.any(1), hit.int().argmax(1) + 1, 0)
+    users = pd.DataFrame({"user": rows.user, "target": rows.target, "rank": rank.tolist()})
+    write_table(users, folder.path / "per_user.csv.gz")
+    write_table(folder.results("measured", ranking_metrics(ranked, target, KS), len(rows)), folder.path / "test.csv")
+
+
+def build(job: Job, name: str, number: int, seed: int) -> SequenceModel:
+    """A model with the weights it starts from."""
+    settings, world = BASELINES[name].chosen(number), job.world
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = MODELS[settings.model](world.catalog.num_items, world.split.users, **settings.options)
+    return model.cuda() if torch.cuda.is_available() else model
+
+
+def run_baselines(
+    out: str,
+    data: str | None,
+    names: Sequence[str] = (),
+    seeds: int = 3,
+    split: SplitName = "auto",
+    workers: int | None = None,
+) -> pd.DataFrame:
+    """Fit, choose, test, and add the rows to results.csv under `out`; returns them.
+
+    Args:
+        names: of BASELINES; all where empty.
+        workers: as of `Crew`.
+
+    Raises:
+        InputError: an unknown name; data that do not fit.
+    """
+    names = list(names) or list(BASELINES)
+    if unknown := set(names) - set(BASELINES):
+        raise InputError(f"no baselines {sorted(unknown)}; there are {', '.join(BASELINES)}.")
+    job = Job(replace(QUICK, preset="baseline", evaluation=EvaluationConfig()), out, data, split=split)
+    with Crew(workers) as crew:
+        references = Task(run_references, (job,), references_folder(job).finished)
+        grid = [_fit_task(job, name, at, 0) for name in names for at in range(len(BASELINES[name].grid))]
+        crew.work([references, *grid])
+        chosen = {name: choose(job, name) for name in names}
+        fits = [_fit_task(job, name, chosen[name], seed) for seed in range(seeds) for name in names]
+        tests = []
+        for task in fits:
+            folder = baseline_folder(*task.arguments)
+            tests.append(Task(rank_test_rows, task.arguments, (folder.path / "test.csv").is_file(), (task,)))
+        crew.work([*fits, *tests])
+    folders = [baseline_folder(*task.arguments) for task in fits]
+    tables = [f.path / table for f in folders for table in ("metrics.csv", "test.csv")]
+    results = pd.concat([pd.read_csv(path) for path in (references_folder(job).path / "test.csv", *tables)])
+    add_results(results, Path(out) / "results.csv")
+    return results
+
+
+def choose(job: Job, name: str) -> int:
+    """The setting of the grid with the best validation NDCG@10 on the first seed; of equal ones the first."""
+    folders = [baseline_folder(job, name, number, 0) for number in range(len(BASELINES[name].grid))]
+    scores = [f.table("metrics.csv").set_index("metric")["value"]["valid/ndcg@10"] for f in folders]
+    return scores.index(max(scores))
+
+
+def _fit_task(job: Job, name: str, number: int, seed: int) -> Task:
+    arguments = (job, name, number, seed)
+    return Task(fit_baseline, arguments, baseline_folder(*arguments).finished)

@@ -1,0 +1,118 @@
+"""Other recommenders on a data set: chosen on validation, tested once, in the table with everything else."""
+
+import pandas as pd
+import pytest
+import torch
+
+from sapo import suite
+from sapo.analysis.evaluation import ranking_metrics
+from sapo.analysis.results import read_results
+from sapo.baselines.sequence import FitConfig
+from sapo.data.catalog import Catalog
+from sapo.data.synthetic import SyntheticCatalogue, SyntheticConfig
+from sapo.errors import InputError
+
+FIT = FitConfig(epochs=2, learning_rate=0.01)
+GRID = ({"learning_rate": 1e-6}, {"size": 16}, {"epochs": 1})
+FEW = {
+    "GRU4Rec": suite.Baseline("gru4rec", {"size": 8, "hidden": 8}, FIT, GRID),
+    "SASRec softmax": suite.Baseline("sasrec", {"size": 8}, FIT),
+}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Folder of data, OUT, and the rows that came back."""
+    folder, out = tmp_path_factory.mktemp("shop"), tmp_path_factory.mktemp("out")
+    world = SyntheticCatalogue(SyntheticConfig((4, 4), num_items=16, predictability=(0.9, 0.9), num_users=150))
+    world.catalog.save(folder)
+    world.interactions.save(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(suite, "BASELINES", FEW)
+        results = suite.run_baselines(str(out), str(folder), seeds=2, workers=1)
+    return folder, out, results
+
+
+def test_every_method_and_seed_has_its_rows(finished):
+    folder, out, results = finished
+    at_10 = results[results["metric"] == "ndcg@10"]
+    assert at_10.groupby("method")["seed"].apply(list).to_dict() == {
+        "GRU4Rec": [0, 1],
+        "SASRec softmax": [0, 1],
+        "cooccurrence": [0],
+        "item_knn": [0],
+        "popularity": [0],
+    }
+    assert set(at_10["preset"]) == {"baseline"}
+    assert set(at_10["dataset"]) == {folder.name}
+    stored = read_results(out / "results.csv")
+    assert len(stored) == len(results)
+    weights = stored[(stored["method"] == "GRU4Rec") & (stored["metric"] == "parameters") & (stored["seed"] == 0)]
+    # embeddings 17 x 16, three gates of 8 x (16 + 8), a dense layer of 8 x 16 with 16 biases
+    assert weights["value"].tolist() == [17 * 16 + 24 * 24 + 8 * 16 + 16]
+
+
+def test_validation_chooses_on_the_first_seed(finished):
+    _, out, results = finished
+    scores = {}
+    for path in out.glob("runs/*/seed0/GRU4Rec-*/metrics.csv"):
+        table = pd.read_csv(path).set_index("metric")["value"]
+        scores[path.parent.name] = table["valid/ndcg@10"]
+    assert len(scores) == 3
+    chosen = set(results[results["method"] == "GRU4Rec"]["run"])
+    assert max(scores, key=lambda run: scores[run]) in chosen
+    assert "GRU4Rec-1" in max(scores, key=lambda run: scores[run])  # neither the rate of 1e-6 nor the single epoch
+    assert {path.parent.name for path in out.glob("runs/*/seed*/*/test.csv")} == {
+        run for run in results["run"] if not run.startswith("references")
+    }  # others were never tested
+    assert len(list(out.glob("runs/*/seed1/GRU4Rec-*"))) == 1
+
+
+def test_metrics_follow_from_the_ranks_of_all_test_rows(finished):
+    _, out, results = finished
+    (path,) = out.glob("runs/*/seed1/SASRec_softmax-0-*")
+    users = pd.read_csv(path / "per_user.csv.gz")
+    assert len(users) == 150
+    ranked = torch.full((150, 10), -1)
+    for row, rank in enumerate(users["rank"]):
+        if rank:
+            ranked[row, rank - 1] = users["target"][row]
+    of_run = results[(results["run"] == path.name)].set_index("metric")
+    for metric, value in ranking_metrics(ranked, torch.tensor(users["target"].to_numpy()), (5, 10)).items():
+        assert of_run.loc[metric, "value"] == pytest.approx(value)
+        assert of_run.loc[metric, "n"] == 150
+
+
+def test_finished_runs_are_skipped_and_others_are_made_again(finished, monkeypatch):
+    folder, out, results = finished
+    monkeypatch.setattr(suite, "BASELINES", FEW)
+    monkeypatch.setattr(suite, "fit", None)  # whoever fits now fails
+    again = suite.run_baselines(str(out), str(folder), seeds=2, workers=1)
+    assert again["value"].tolist() == results["value"].tolist()
+    with pytest.raises(TypeError):
+        suite.run_baselines(str(out), str(folder), ["SASRec softmax"], seeds=3, workers=1)
+
+
+def test_worker_processes_give_the_numbers_of_one(finished, tmp_path):
+    """With the settings of the package: a worker knows no others."""
+    folder, _, _ = finished
+    job = [suite.Job(suite.replace(suite.QUICK, preset="baseline"), str(tmp_path / name), str(folder)) for name in "ab"]
+    suite.fit_baseline(job[0], "GRU4Rec", 0, 0)
+    with suite.Crew(2) as crew:
+        crew.work([suite.Task(suite.fit_baseline, (job[1], "GRU4Rec", number, 0), done=False) for number in (0, 1)])
+    one, other = (pd.read_csv(suite.baseline_folder(of, "GRU4Rec", 0, 0).path / "log.csv") for of in job)
+    pd.testing.assert_frame_equal(one, other)
+
+
+def test_unknown_names_say_so(finished, tmp_path):
+    folder, _, _ = finished
+    assert Catalog.load(folder).num_items == 16
+    with pytest.raises(InputError, match=r"no baselines \['Bert'\]; there are SASRec, SASRec softmax"):
+        suite.run_baselines(str(tmp_path), str(folder), ["Bert"])
+
+
+def test_every_setting_of_every_grid_fits_its_model():
+    for name, baseline in suite.BASELINES.items():
+        for number in range(len(baseline.grid)):
+            settings = baseline.chosen(number)
+            assert suite.MODELS[settings.model](20, ["a"], **settings.options).num_items == 20, name
