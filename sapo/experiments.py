@@ -43,7 +43,11 @@ from sapo.training.sft import train_supervised
 
 Stage = Literal["stage1", "stage2", "stage2_no_thinking"]
 KS = (1, 5, 10)
-REFERENCES = {"popularity": Popularity(), "cooccurrence": CoOccurrence(), "item_knn": ItemKNN()}
+REFERENCES: dict[str, Popularity | CoOccurrence] = {
+    "popularity": Popularity(),
+    "cooccurrence": CoOccurrence(),
+    "item_knn": ItemKNN(),
+}
 KEYS = {"dynamics.csv.gz": [*WORLD, "method"], "rollouts.csv.gz": WORLD}
 BOOKKEEPING = r"^completions/|/std$|^num_tokens$|^step_time$|/reward_mean$"  # stays in a run's log.csv
 SUPERVISED: tuple[Stage, ...] = ("stage1", "stage2", "stage2_no_thinking")

@@ -5,7 +5,7 @@ Their rows of results.csv have the preset "baseline", whatever our policies were
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from sapo.recipes import QUICK, EvaluationConfig
 from sapo.runs import Job, RunFolder, write_table
 
 KS = (1, 3, 5, 10)
-MODELS: dict[str, type[SequenceModel]] = {"sasrec": SASRec, "gru4rec": GRU4Rec, "caser": Caser, "hstu": HSTU}
+MODELS: dict[str, Callable[..., SequenceModel]] = {"sasrec": SASRec, "gru4rec": GRU4Rec, "caser": Caser, "hstu": HSTU}
 
 
 @dataclass(frozen=True)

@@ -468,10 +468,8 @@ def test_timing_tables(out):
     assert table.loc["GRPO, stock TRL", "of GRPO"] == "5.50"
     assert table.loc["GRPO", "fastest, slowest"] == "0.90, 1.20"
     assert "9 prompts." in artefact.caption
-    assert (
-        "Medians of 3 calls in turns after one to warm up, freed memory kept; a CPU, 2 threads, float32, torch 2, trl 1."
-        in artefact.caption
-    )
+    assert "Medians of 3 calls in turns after one to warm up, freed memory kept; a CPU, 2 threads" in artefact.caption
+    assert "float32, torch 2, trl 1." in artefact.caption
     (artefact,) = import_module("table_group_size").main(out)
     table = artefact.table.set_index(["work", "G"])
     assert table.loc[("policy update", "4"), "growth"] == ""

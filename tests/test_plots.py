@@ -71,8 +71,11 @@ def test_every_objective_has_its_own_colour_and_name():
 def test_variants_and_unknown_methods():
     assert method_color("sapo no_kl") == METHOD_COLORS["sapo"]
     assert method_label("sapo no_kl") == "SAPO (step-aligned), no_kl"
-    assert method_label("SASRec softmax") == "SASRec softmax"
-    assert method_color("SASRec softmax") == METHOD_COLORS["published"]
+    assert method_label("SASRec softmax") == "SASRec, softmax"
+    assert method_color("SASRec softmax") == METHOD_COLORS["SASRec"]
+    assert method_label("SASRec (MiniOneRec)") == "SASRec (MiniOneRec)"  # a row of somebody else's
+    assert method_label("BERT4Rec tuned") == "BERT4Rec tuned"
+    assert method_color("BERT4Rec tuned") == METHOD_COLORS["published"]
 
 
 def test_curve_is_the_mean_with_its_t_interval():
