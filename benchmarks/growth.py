@@ -59,11 +59,12 @@ def with_group_size(world: World, values: tuple[int, ...]) -> Iterator[Row]:
     setup = f"{in_prompts(world)}, {world.sizes.new_tokens} words"
     for case_of in (update_case, rollout_case):
         cases = {value: case_of(replace_sizes(world, group_size=value)) for value in values}
-        sides = ({value: case.ours for value, case in cases.items()}, {v: case.theirs for v, case in cases.items()})
-        for who, calls, rounds in zip(("ours", cases[values[0]].against), sides, (9, ROUNDS), strict=True):
+        for side, rounds in (("ours", 9), ("theirs", ROUNDS)):
+            calls = {value: getattr(case, side) for value, case in cases.items()}
             for of in measure(world, calls, rounds=rounds):
-                what = cases[of["who"]].what
-                yield from labelled("completions a prompt", of["who"], what, setup, [of | {"who": who}])
+                value, case = of["who"], cases[of["who"]]
+                named = of | {"who": "ours" if side == "ours" else case.against}
+                yield from labelled("completions a prompt", value, case.what, setup, [named])
 
 
 def with_prompt(world: World, values: tuple[int, ...]) -> Iterator[Row]:

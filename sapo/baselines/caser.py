@@ -36,9 +36,8 @@ class Caser(SequenceModel):
         vertical: int = 4,
         dropout: float = 0.5,
     ):
-        super().__init__(num_items, max_history, users)
+        super().__init__(num_items, users, max_history, size)
         self.window = window
-        self.items = nn.Embedding(num_items + 1, size, padding_idx=num_items)
         self.people = nn.Embedding(len(users) + 1, size, padding_idx=0)
         self.across = nn.ModuleList([nn.Conv2d(1, horizontal, (height, size)) for height in range(1, window + 1)])
         self.along = nn.Conv2d(1, vertical, (window, 1))

@@ -6,6 +6,7 @@ from typing import Self
 import numpy as np
 import torch
 from jaxtyping import Int
+from numpy import ndarray
 from scipy import sparse
 from torch import Tensor
 
@@ -35,15 +36,22 @@ class CoOccurrence:
         """
         self.order = Popularity(self.seed).fit(sequences, num_items).order  # item of each place
         place = self.order.argsort().numpy()
+        item, other, weight = self.pairs(sequences, num_items)
+        # (item, place of the other one); pairs that stand twice are added
+        self.counts = sparse.csr_array((weight, (item, place[other])), shape=(num_items, num_items))
+        return self
+
+    def pairs(self, sequences: Sequence[Sequence[int]], num_items: int) -> tuple[ndarray, ndarray, ndarray]:
+        """Items, what each speaks for, and how loudly."""
         items = np.concatenate([np.asarray(sequence, dtype=np.int64) for sequence in sequences])
         user = np.repeat(np.arange(len(sequences)), [len(sequence) for sequence in sequences])
-        counts = sparse.csr_array((num_items, num_items), dtype=np.int64)
+        earlier, later, weights = [], [], []
         for distance, weight in enumerate(PAIRS, start=1):
             together = user[:-distance] == user[distance:]
-            earlier, later = items[:-distance][together], place[items[distance:][together]]
-            counts += sparse.csr_array((np.full(len(later), weight), (earlier, later)), shape=counts.shape)
-        self.counts = counts  # (item, place of the one that followed)
-        return self
+            earlier.append(items[:-distance][together])
+            later.append(items[distance:][together])
+            weights.append(np.full(together.sum(), weight))
+        return np.concatenate(earlier), np.concatenate(later), np.concatenate(weights)
 
     def rank(self, histories: Sequence[Sequence[int]], k: int, batch_size: int = 1024) -> Int[Tensor, "R k"]:
         """The k best items for every history, best first; items of the history are not removed.

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from sapo.baselines.sequence import SequenceModel
+from sapo.baselines.sequence import SequenceModel, xavier
 
 
 class GRU4Rec(SequenceModel):
@@ -31,20 +31,13 @@ class GRU4Rec(SequenceModel):
         hidden: int = 128,
         dropout: float = 0.3,
     ):
-        super().__init__(num_items, max_history, users)
-        self.items = nn.Embedding(num_items + 1, size, padding_idx=num_items)
+        super().__init__(num_items, users, max_history, size)
         self.dropout = nn.Dropout(dropout)
         self.recurrent = nn.GRU(size, hidden, bias=False, batch_first=True)
         self.dense = nn.Linear(hidden, size)
-        for weights in self.parameters():
-            if weights.dim() > 1:
-                nn.init.xavier_normal_(weights)
+        xavier(self)
 
     def forward(self, items: Int[Tensor, "B T"], users: Int[Tensor, "B"]) -> Float[Tensor, "B T D"]:
         """States."""
         states, _ = self.recurrent(self.dropout(self.items(items)))
         return self.dense(states)
-
-    def table(self) -> Float[Tensor, "N D"]:
-        """The embeddings that are read."""
-        return self.items.weight[: self.num_items]

@@ -39,9 +39,8 @@ class HSTU(SequenceModel):
         dropout: float = 0.2,
         temperature: float = 0.05,
     ):
-        super().__init__(num_items, max_history, users)
+        super().__init__(num_items, users, max_history, size)
         self.temperature, self.dropout = temperature, dropout
-        self.items = nn.Embedding(num_items + 1, size, padding_idx=num_items)
         self.positions = nn.Embedding(max_history, size)
         self.blocks = nn.ModuleList([Block(size, heads, dropout, max_history) for _ in range(layers)])
         nn.init.trunc_normal_(self.items.weight, std=0.02)

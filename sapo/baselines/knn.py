@@ -1,13 +1,12 @@
 """Item kNN over sequences: items are near each other if the same users took them, in whatever order."""
 
 from collections.abc import Sequence
-from typing import Self
 
 import numpy as np
+from numpy import ndarray
 from scipy import sparse
 
 from sapo.baselines.cooccurrence import CoOccurrence
-from sapo.baselines.popularity import Popularity
 
 
 class ItemKNN(CoOccurrence):
@@ -21,14 +20,8 @@ class ItemKNN(CoOccurrence):
         super().__init__(seed)
         self.damping = damping
 
-    def fit(self, sequences: Sequence[Sequence[int]], num_items: int) -> Self:
-        """Cosines of the training sequences.
-
-        Raises:
-            InputError: no item at all, or one outside 0..num_items-1.
-        """
-        self.order = Popularity(self.seed).fit(sequences, num_items).order  # item of each place
-        place = self.order.argsort().numpy()
+    def pairs(self, sequences: Sequence[Sequence[int]], num_items: int) -> tuple[ndarray, ndarray, ndarray]:
+        """Items that a user had in common, and their cosines."""
         taken = [sorted(set(sequence)) for sequence in sequences]
         items = np.array([item for sequence in taken for item in sequence], dtype=np.int64)
         ends = np.cumsum([0, *map(len, taken)])
@@ -37,5 +30,4 @@ class ItemKNN(CoOccurrence):
         (left, right), counts = both.coords, np.bincount(items, minlength=num_items)
         cosines = both.data / (np.sqrt(counts[left] * counts[right]) + self.damping)
         apart = left != right
-        self.counts = sparse.csr_array((cosines[apart], (left[apart], place[right[apart]])), shape=both.shape)
-        return self
+        return left[apart], right[apart], cosines[apart]

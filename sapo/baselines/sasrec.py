@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import dropout, relu, scaled_dot_product_attention
 
-from sapo.baselines.sequence import SequenceModel
+from sapo.baselines.sequence import SequenceModel, xavier
 
 
 class SASRec(SequenceModel):
@@ -35,15 +35,12 @@ class SASRec(SequenceModel):
         heads: int = 1,
         dropout: float = 0.5,
     ):
-        super().__init__(num_items, max_history, users)
-        self.items = nn.Embedding(num_items + 1, size, padding_idx=num_items)
+        super().__init__(num_items, users, max_history, size)
         self.positions = nn.Embedding(max_history, size)
         self.blocks = nn.ModuleList([Block(size, heads, dropout) for _ in range(layers)])
         self.norm = nn.LayerNorm(size, eps=1e-8)
         self.dropout = dropout
-        for weights in self.parameters():
-            if weights.dim() > 1:
-                nn.init.xavier_normal_(weights)
+        xavier(self)
 
     def forward(self, items: Int[Tensor, "B T"], users: Int[Tensor, "B"]) -> Float[Tensor, "B T D"]:
         """States."""
@@ -54,10 +51,6 @@ class SASRec(SequenceModel):
         for block in self.blocks:
             states = block(states)
         return self.norm(states)
-
-    def table(self) -> Float[Tensor, "N D"]:
-        """The embeddings that are read."""
-        return self.items.weight[: self.num_items]
 
 
 class Block(nn.Module):

@@ -30,22 +30,24 @@ class SequenceModel(nn.Module, ABC):
 
     Args:
         num_items: N.
-        max_history: the longest sequence; of longer histories the last items are read.
         users: names of users that a model may tell apart, by 1, 2, ...; 0 stands for anybody else.
+        max_history: the longest sequence; of longer histories the last items are read.
+        size: width of the items' embeddings.
     """
 
-    def __init__(self, num_items: int, max_history: int, users: Sequence[str] = ()):
+    def __init__(self, num_items: int, users: Sequence[str], max_history: int, size: int):
         super().__init__()
         self.num_items, self.max_history = num_items, max_history
         self.user_numbers = {user: number for number, user in enumerate(users, start=1)}
+        self.items = nn.Embedding(num_items + 1, size, padding_idx=num_items)
 
     @abstractmethod
     def forward(self, items: Int[Tensor, "B T"], users: Int[Tensor, "B"]) -> Float[Tensor, "B T D"]:
         """States."""
 
-    @abstractmethod
     def table(self) -> Float[Tensor, "N D"]:
-        """A row for every item."""
+        """A row for every item: the embedding by which it is read, unless a model says otherwise."""
+        return self.items.weight[: self.num_items]
 
     def tensors(self, histories: Sequence[Sequence[int]], users: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Items (B, T) and users (B,) on the model's device."""
@@ -209,3 +211,10 @@ def negatives(real: Bool[Tensor, "B T"], sequences: list[list[int]], num_items: 
     while len(again := np.flatnonzero(np.isin(drawn + num_items * users, taken))):
         drawn[again] = torch.randint(num_items, (len(again),)).numpy()
     return torch.from_numpy(drawn)
+
+
+def xavier(model: nn.Module) -> None:
+    """Start all matrices, embeddings too, from Xavier's normal distribution."""
+    for weights in model.parameters():
+        if weights.dim() > 1:
+            nn.init.xavier_normal_(weights)

@@ -20,8 +20,8 @@ BROKEN = (urllib.error.URLError, http.client.HTTPException, ConnectionError, Tim
 def download(url: str, path: str | Path, attempts: int = 6, pause: float = 2.0) -> Path:
     """Fetch `url` to `path`, unless it is there.
 
-    What came before a connection broke is kept beside it, and gone on from, also by a later call, as long as the server
-    says that the file is the same.
+    What came before a connection broke is kept beside it, and gone on from, also by a later call, unless the server
+    says that it has another version of the file by now.
 
     Args:
         attempts: connections in a row that may bring nothing further.

@@ -1,8 +1,8 @@
 """Thinking blocks without a language model: block k says what the SID tree knows of the target's level-k node.
 
 A node is described by the words that set its items apart from those of its siblings (class-based TF-IDF: every child
-of a node is one document), of equally telling ones those that more items of the catalogue have. A singular and its
-plural count as one. A node without words of its own is described by its parent's.
+of a node is one document), of equally telling ones those that more items of the catalogue have. Of a singular and its
+plural one is said. A node without words of its own is described by its parent's.
 """
 
 import math

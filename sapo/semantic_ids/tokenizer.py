@@ -194,6 +194,6 @@ def tokenize_folder(
     texts, tokenizer = load_texts(folder), ItemTokenizer(config)
     sids = tokenizer.fit(item_texts(texts), split, progress=True)
     catalog = Catalog(Path(folder).resolve().name, sids, item_ids=list(range(len(sids))), **texts)
+    tokenizer.save(saved)  # first: SIDs without it would pass for somebody else's
     catalog.save_sids(folder, name)
-    tokenizer.save(saved)
     return catalog, tokenizer
