@@ -258,7 +258,7 @@ class Describe:
 
 @dataclass(frozen=True)
 class Amazon:
-    """Make data folders of raw Amazon reviews, SIDs included. A download that broke is gone on with."""
+    """Make data folders of raw Amazon reviews, SIDs included. The same command goes on after a stop."""
 
     categories: tyro.conf.Positional[tuple[str, ...]] = ("Office_Products", "Video_Games", "Industrial_and_Scientific")
     """Names of categories in the release, for instance Office_Products or, of 2014, Beauty; the paper's three where
@@ -302,7 +302,10 @@ class Amazon:
                 category, folder, self.raw, kept, self.release, self.reviews, self.products, self.chronological
             ):
                 print(line)
-            Tokenize(folder, tokenizer=self.tokenizer)()
+            if any(folder.glob("sids.tsv*")):
+                print(f"{folder} has SIDs; `sapo data tokenize {folder} --name ...` makes others")
+            else:
+                Tokenize(folder, tokenizer=self.tokenizer)()
 
 
 @dataclass(frozen=True)
@@ -325,7 +328,8 @@ class Tokenize:
 
         split = Interactions.load(self.folder).split(self.split) if self.tokenizer.method == "letter" else None
         catalog, tokenizer = tokenize_folder(self.folder, self.name, self.tokenizer, split)
-        for fact, value in sid_report(catalog.sids, tokenizer.vectors, catalog.categories).items():
+        facts = sid_report(catalog.sids, tokenizer.vectors, catalog.categories) | tokenizer.losses()
+        for fact, value in facts.items():
             print(f"{fact:24}{value:.4g}")
         print(self.folder / f"{self.name}.tsv.gz")
 
@@ -387,7 +391,8 @@ class Explain:
     def __call__(self) -> None:
         from sapo.data.catalog import Catalog
         from sapo.data.interactions import Interactions
-        from sapo.policy.rationales import OpenAITeacher, Teacher, ask_teacher, leak_rate, local_teacher
+        from sapo.policy.rationales import OpenAITeacher, Teacher, ask_teacher, local_teacher
+        from sapo.policy.traces import leaks
 
         for name in ("rows", "parallel", "max_tokens"):
             _at_least_one(name, getattr(self, name))
@@ -399,7 +404,11 @@ class Explain:
             teacher = local_teacher(self.model, self.max_tokens)
         rows = split.train.sample(self.rows)
         answers = ask_teacher(teacher, catalog, rows, path, self.model, self.parallel if self.url else 1)
-        print(f"{len(answers):,} rationales in {path}; {leak_rate(answers, catalog):.1%} name their target's title")
+        found = leaks(list(answers.values()), [catalog.titles[target] for _, target in answers])
+        print(
+            f"{len(answers):,} rationales in {path}; {found['leak_rate']:.1%} name their target's title, and "
+            f"{found['title_words']:.1%} of its words are said"
+        )
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ from sapo.policy.policy import Policy
 from sapo.policy.prompts import build_tokenizer, common_words, frequent_words
 from sapo.policy.rationales import RationaleTraces, read_rationales
 from sapo.policy.rollout import grouped_rollouts
-from sapo.policy.traces import NodeDescriptors, Traces
+from sapo.policy.traces import NodeDescriptors, Traces, leaks
 from sapo.recipes import Recipe
 from sapo.runs import Job, RunFolder, read_recorded_runs, read_runs, write_table
 from sapo.training.progress import tidy_log
@@ -91,6 +91,8 @@ def train_supervised_stage(job: Job, seed: int, stage: Stage) -> None:
     if stage == "stage2":
         write_table(stage2_rollouts(job, policy, seed), folder.path / "rollouts.csv.gz")
     folder.write_card(metrics)
+    if stage == "stage2":
+        metrics |= trace_leaks(job, traces)
     folder.finish(time.monotonic() - began, config.updates, metrics, counts)
 
 
@@ -199,6 +201,14 @@ def _words_and_traces(job: Job) -> tuple[list[str], Traces]:
     rationales = read_rationales(job.rationales, catalog)
     words = [*dict.fromkeys([*words, *common_words(rationales.values(), recipe.vocabulary)])]
     return words, RationaleTraces(rationales, catalog.num_levels, recipe.words_per_block, words)
+
+
+def trace_leaks(job: Job, traces: Traces, most: int = 2000) -> dict[str, float]:
+    """What the blocks that stage 2 learns give away of their targets' titles (`leaks`), of so many training rows."""
+    rows = traces.rows(job.world.split.train).sample(most)
+    texts = [traces.of_row(history, target) for history, target in zip(rows.history, rows.target, strict=True)]
+    found = leaks(texts, [job.world.catalog.titles[target] for target in rows.target])
+    return {f"traces/{name}": value for name, value in found.items()}
 
 
 def supervised_folder(job: Job, seed: int, stage: str) -> RunFolder:

@@ -217,8 +217,10 @@ def test_raw_files_become_a_folder_that_loads(tmp_path):
     loaded = Catalog.load(tmp_path / "home")
     assert loaded.sids.equal(catalog.sids)
     assert loaded.titles.count("") == 1
-    with pytest.raises(InputError, match="holds data already"):
-        list(build("Home", tmp_path / "home", tmp_path, Filter(), "2018", reviews, products))
+    same = list(build("Home", tmp_path / "home", tmp_path, Filter(), "2018", reviews, products))
+    assert same == [f"{tmp_path / 'home'} was made before, with the same settings"]
+    with pytest.raises(InputError, match="holds other data already"):
+        list(build("Home", tmp_path / "home", tmp_path, Filter(4), "2018", reviews, products))
     with pytest.raises(InputError, match="no user has 3 items"):
         list(build("Home", tmp_path / "none", tmp_path, Filter(1, until="1970-01-04"), "2018", reviews, products))
     # the same files give the same bytes
@@ -319,6 +321,7 @@ class Flaky(http.server.BaseHTTPRequestHandler):
     breaks = 0
     ranges = True
     version = None
+    astray = 0
     asked: ClassVar[list] = []
 
     def do_GET(self):
@@ -337,6 +340,9 @@ class Flaky(http.server.BaseHTTPRequestHandler):
             return
         rest = kind.body[start:]
         self.send_response(206 if start else 200)
+        if start:
+            first = start + kind.astray
+            self.send_header("Content-Range", f"bytes {first}-{len(kind.body) - 1}/{len(kind.body)}")
         self.send_header("Content-Length", str(len(rest)))
         if kind.version:
             self.send_header("ETag", kind.version)
@@ -388,6 +394,14 @@ def test_what_came_in_an_earlier_call_is_kept(server, tmp_path):
     assert download(url, tmp_path / "whole").read_bytes() == kind.body
     (tmp_path / "other.part").write_bytes(kind.body + b"more than there is")
     assert download(url, tmp_path / "other", pause=0).read_bytes() == kind.body
+
+
+def test_another_part_than_was_asked_for_is_not_kept(server, tmp_path):
+    kind, url = server
+    kind.astray = 5
+    (tmp_path / "file.part").write_bytes(kind.body[:1000])
+    assert download(url, tmp_path / "file", pause=0).read_bytes() == kind.body
+    assert kind.asked == ["bytes=1000-", None]
 
 
 def test_another_version_of_the_file_is_fetched_from_the_start(server, tmp_path):

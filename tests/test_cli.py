@@ -1,11 +1,13 @@
 """The command line as a person meets it: help, results, and mistakes that end in one message and exit code 1."""
 
 import gzip
+import http.server
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from functools import partial
 from pathlib import Path
@@ -18,6 +20,7 @@ from test_experiments import TINY
 
 from sapo import claims, cli, recipes
 from sapo.analysis import laboratory
+from sapo.data import amazon
 from sapo.data.catalog import Catalog
 from sapo.data.synthetic import SyntheticCatalogue
 
@@ -226,6 +229,8 @@ def test_from_raw_files_to_figures(tiny, tmp_path, capsys):
     assert "1 broken lines" in said
     assert "360 interactions of 24 items by 40 users are left" in said
     assert "perplexity_1" in said
+    assert "collisions_before" in said
+    assert "reconstruction_error" in said
     tiny("data", "describe", shop)
     assert "target of the day of the item before" in capsys.readouterr().out
     out = tmp_path / "out"
@@ -235,6 +240,54 @@ def test_from_raw_files_to_figures(tiny, tmp_path, capsys):
     assert "sapo" in set(results["method"])
     tiny("figures", "--out", out)
     assert (out / "index.html").is_file()
+
+
+def test_raw_files_of_several_categories_go_on_after_a_stop(tiny, tmp_path, capsys, monkeypatch):
+    """The second category is not to be had; when it is, the first is not fetched or made again, and neither is a folder
+    that was stopped before its SIDs refused."""
+    site = tmp_path / "site"
+    reviews, products = raw_files(tmp_path)
+    for part in ("categoryFilesSmall", "metaFiles2"):
+        (site / part).mkdir(parents=True)
+
+    def place(name):
+        return [
+            site / "categoryFilesSmall" / f"{name}_5.json.gz",
+            site / "metaFiles2" / f"meta_{name}.json.gz",
+        ]
+
+    for source, target in zip((reviews, products), place("Home"), strict=True):
+        shutil.copy(source, target)
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *arguments):
+            pass
+
+    running = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=site))
+    threading.Thread(target=running.serve_forever, daemon=True).start()
+    monkeypatch.setitem(amazon.HOSTS, "2018", f"http://127.0.0.1:{running.server_address[1]}")
+    monkeypatch.chdir(tmp_path)
+    command = ("data", "amazon", "Home", "Garden", "--method", "rkmeans", "--levels", 4, 4)
+    with pytest.raises(SystemExit, match=r"Garden_5\.json\.gz: 404"):
+        tiny(*command)
+    first = (tmp_path / "data" / "Home" / "sids.tsv.gz").read_bytes()
+    for source, target in zip((reviews, products), place("Garden"), strict=True):
+        shutil.copy(source, target)
+    shutil.rmtree(tmp_path / "data" / "raw")
+    for path in place("Home"):
+        path.unlink()
+    capsys.readouterr()
+    tiny(*command)
+    said = capsys.readouterr().out
+    assert f"{Path('data/Home')} was made before, with the same settings" in said
+    assert f"{Path('data/Home')} has SIDs" in said
+    assert (tmp_path / "data" / "Home" / "sids.tsv.gz").read_bytes() == first
+    assert Catalog.load(tmp_path / "data" / "Garden").num_items == 24
+    (tmp_path / "data" / "Home" / "sids.tsv.gz").unlink()
+    tiny(*command)
+    assert (tmp_path / "data" / "Home" / "sids.tsv.gz").read_bytes() == first
+    running.shutdown()
+    running.server_close()
 
 
 def test_tokenize_and_compare(tiny, folder, tmp_path, capsys):
@@ -266,7 +319,9 @@ def test_a_teacher_explains_and_is_learnt_from(tiny, folder, tmp_path, capsys, m
     monkeypatch.setattr("sapo.policy.rationales.OpenAITeacher.__call__", says)
     options = ["--url", "http://localhost:1/v1", "--model", "oracle", "--rows", 50, "--to", tmp_path / "r.jsonl"]
     tiny("data", "explain", folder, *options)
-    assert "50 rationales in" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "50 rationales in" in said
+    assert "of its words are said" in said
     assert (tmp_path / "r.jsonl").read_text().count("oracle says so.") == 50
     out = ["--out", tmp_path / "out", "--seeds", 1, "--objectives", "sapo", "--ablations", "--workers", 1]
     tiny("run", "--data", folder, "--rationales", tmp_path / "r.jsonl", *out)

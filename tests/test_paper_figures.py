@@ -530,7 +530,8 @@ def test_tokenizer_table(out):
 
 
 def test_recorded_tokenizers_hold_what_is_asked_of_them():
-    """RQ-VAE's first level does not collapse, and on industrial_full collisions are at most those published with it."""
+    """RQ-VAE's first level does not collapse, and on industrial_full collisions are at most those published with it:
+    as codes are learnt, or, for LETTER, whose published index was made so, after equal shares in rounds."""
     rows = pd.read_csv(SCRIPTS / "data" / "tokenizers.csv")
     assert set(rows["dataset"]) == {"office", "industrial", "industrial_full", "games", "beauty"}
     measured = rows[rows["source"] == "measured"]
@@ -538,9 +539,14 @@ def test_recorded_tokenizers_hold_what_is_asked_of_them():
     assert (facts.groupby(level=[0, 1]).size() == 3).all()
     learnt = facts.loc[(slice(None), "rqvae"), :]
     assert (learnt["perplexity_1"] > learnt["codes_1"] / 2).all()
-    for method, published in (("rqvae", 0.2042), ("rkmeans", 0.3052), ("letter", 0.0124)):
-        assert facts.loc[("industrial_full", method), "collision_rate"].max() <= published
-    assert facts.loc[("industrial_full", "rqvae"), "collisions_before"].max() <= 0.2042  # before any item is moved
+    published = rows[(rows["dataset"] == "industrial_full") & (rows["metric"] == "collision_rate")]
+    rates = published[published["source"] == "published"].set_index("tokenizer")["value"]
+    for method, theirs, metric in (
+        ("rqvae", "sids", "collisions_before"),
+        ("rkmeans", "sids_rkmeans", "collisions_before"),
+        ("letter", "sids_letter", "collisions_shared_out"),
+    ):
+        assert facts.loc[("industrial_full", method), metric].max() <= rates[theirs]
     games = facts.loc["games"]["seconds"]  # 16,859 items, four levels of 256 codes
     assert games["rkmeans"].max() < 120
     assert games["rqvae"].max() < 900

@@ -20,9 +20,7 @@ from sapo.policy.rationales import (
     RationaleTraces,
     ask_teacher,
     cut,
-    leak_rate,
     local_teacher,
-    names_title,
     read_rationales,
     teacher_prompt,
 )
@@ -49,14 +47,6 @@ def test_cut_keeps_every_sentence_in_order(count, parts):
     sizes = [group.count(".") for group in groups]
     assert sizes == sorted(sizes, reverse=True)
     assert max(sizes) - min(sizes) <= 1
-
-
-def test_a_leak_is_the_whole_title():
-    assert names_title("They want a STEEL drill, surely.", "Steel Drill")
-    assert not names_title("A drill of steel", "Steel Drill")
-    assert not names_title("A drill", "Drill")  # any drill
-    rationales = {((0,), 2): "Steel drill it is.", ((1,), 2): "Something for the workshop."}
-    assert leak_rate(rationales, CATALOG) == 0.5
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv"])

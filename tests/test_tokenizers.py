@@ -14,7 +14,7 @@ from sapo.data.interactions import Interactions
 from sapo.errors import InputError
 from sapo.semantic_ids.collisions import collision_rate, extra_token, reassign, share_out, sinkhorn
 from sapo.semantic_ids.config import TokenizerConfig
-from sapo.semantic_ids.letter import Letter, diversity_loss
+from sapo.semantic_ids.letter import Letter, collaborative_loss, diversity_loss
 from sapo.semantic_ids.report import chance_match, nearest_neighbours, same_category, sid_report
 from sapo.semantic_ids.residual_kmeans import ResidualKMeans, balanced_kmeans, nearest, residual_codes
 from sapo.semantic_ids.rqvae import RQVAE, Autoencoder
@@ -249,6 +249,20 @@ def test_collaborative_loss_by_brute_force():
     assert tokenizer.network.encoder[0].weight.grad.any()
 
 
+def test_items_that_nobody_took_are_left_out_of_the_collaborative_loss():
+    """Neither pushed away from others nor others from them."""
+    generator = torch.Generator().manual_seed(0)
+    sums, vectors = torch.randn(4, 3, generator=generator, requires_grad=True), torch.randn(4, 3, generator=generator)
+    vectors[1] = 0
+    loss = collaborative_loss(sums, vectors)
+    known = torch.tensor([0, 2, 3])
+    assert loss.item() == pytest.approx(collaborative_loss(sums[known], vectors[known]).item())
+    loss.backward()
+    assert not sums.grad[1].any()
+    assert sums.grad[known].any(1).all()
+    assert collaborative_loss(sums, torch.zeros(4, 3)).item() == 0
+
+
 def test_letter_pulls_sums_of_codes_to_who_is_taken_together():
     """Texts hardly tell which half of the items one belongs to; users always do, and LETTER listens to them."""
     vectors = torch.randn(128, 12, generator=torch.Generator().manual_seed(0))
@@ -360,6 +374,12 @@ def test_text_vectors_by_what_words_mean():
     assert not text.encode(["unheard of"]).any()
     with pytest.raises(InputError, match="no two items share a word"):
         TextVectors().fit(["", ""])
+
+
+def test_sizes_of_one_character_tell_items_apart():
+    texts = [f"cotton glove size {size} pair" for size in "ABCSML23"] * 2
+    vectors = TextVectors(size=8).fit(texts)
+    assert len(np.unique(vectors.round(4), axis=0)) == 8
 
 
 def test_collaborative_vectors_bring_together_what_is_taken_together():

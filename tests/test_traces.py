@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from sapo.data.catalog import Catalog
 from sapo.policy.prompts import THINK_END, THINK_START, frequent_words, sid_token, split_words
-from sapo.policy.traces import STOPWORDS, NodeDescriptors
+from sapo.policy.traces import STOPWORDS, NodeDescriptors, leaks, names_title
 
 SIDS = [[0, 0], [0, 0], [0, 1], [1, 0], [1, 1]]
 TITLES = ["Coffee grinder", "Coffee kettle", "Coffee filter", "Guitar strings", "Guitar tuner 12"]
@@ -124,6 +124,20 @@ def test_real_catalogues(shared_data):
 
 
 # Prompts
+
+
+def test_a_leak_is_the_whole_title():
+    assert names_title("They want a STEEL drill, surely.", "Steel Drill")
+    assert not names_title("A drill of steel", "Steel Drill")
+    assert not names_title("A drill", "Drill")  # any drill
+    assert not names_title("steel", "")
+    texts = ["Steel drill it is.", "A drill for the workshop.", "Anything."]
+    # 2 of 2 words, 1 of 2 different ones ("drill" twice), and a title without words
+    assert leaks(texts, ["Steel Drill", "Drill, hand drill", ""]) == {
+        "leak_rate": pytest.approx(1 / 3),
+        "title_words": pytest.approx((1 + 1 / 2 + 0) / 3),
+    }
+    assert leaks([], []) == {"leak_rate": 0, "title_words": 0}
 
 
 @pytest.mark.parametrize(

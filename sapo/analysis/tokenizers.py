@@ -9,7 +9,7 @@ from typing import get_args
 
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from sapo.data.catalog import Catalog
@@ -26,7 +26,8 @@ COLUMNS = ("dataset", "tokenizer", "source", "levels", "seed", "metric", "value"
 
 @dataclass(frozen=True)
 class Comparison:
-    """Which methods, and with which seeds. Levels are as many as the folder's own SIDs have, of 256 codes."""
+    """Which methods, and with which seeds. Levels are as many as the folder's own SIDs have, of `codes` codes, or of
+    half as many as there are items."""
 
     methods: tuple[Method, ...] = get_args(Method)
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -37,9 +38,8 @@ class Comparison:
 def compare(folders: Sequence[Path], comparison: Comparison) -> Iterator[pd.DataFrame]:
     """A table a folder, rows of COLUMNS: what `sid_report` says, and of fitted tokenizers
 
-    collisions_before (items are moved to free codes; all else is after), collisions_shared_out (after LC-Rec's rounds
-    instead), reconstruction_error (squared, of codes before items are moved, as a share of the vectors' variance), and
-    seconds of fitting.
+    what `ItemTokenizer.losses` says of codes before items are moved (all else is after), collisions_shared_out (after
+    LC-Rec's rounds instead of moving), and seconds of fitting.
 
     SIDs that came with the folder have the source "published" and are called by their table.
     """
@@ -68,18 +68,10 @@ def compare(folders: Sequence[Path], comparison: Comparison) -> Iterator[pd.Data
             costs = tokenizer.quantizer.last_costs(tokenizer.vectors, codes)
             moved = reassign(codes, costs)
             facts = sid_report(moved, vectors, catalog.categories)
-            facts |= {
-                "collisions_before": collision_rate(codes),
-                "collisions_shared_out": collision_rate(share_out(codes, costs)),
-                "reconstruction_error": _lost(tokenizer.vectors, tokenizer.quantizer.reconstruct(codes)),
-                "seconds": seconds,
-            }
+            facts |= tokenizer.losses()
+            facts |= {"collisions_shared_out": collision_rate(share_out(codes, costs)), "seconds": seconds}
             rows += _rows(catalog.name, method, "measured", moved, seed, facts)
         yield pd.DataFrame(rows, columns=list(COLUMNS))
-
-
-def _lost(vectors: Float[Tensor, "N D"], other: Float[Tensor, "N D"]) -> float:
-    return float((vectors - other).pow(2).sum() / (vectors - vectors.mean(0)).pow(2).sum())
 
 
 def _rows(

@@ -2,7 +2,8 @@
 
 Horizontal filters see h whole items in a row, for every h up to L, and keep their largest answer; vertical ones are
 weighted sums over the L items. Both, through a dense layer, and the user's embedding meet an item's row of twice the
-width. Users without training sequences, whom a cut in time brings, share one embedding, which is never trained and 0.
+width. Users without training sequences, whom a cut in time brings, share one embedding, which is never trained and 0;
+where they are many the model does better without users (`personal=False`), which is how MiniOneRec's row is made.
 """
 
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ class Caser(SequenceModel):
         size: D.
         horizontal, vertical: filters of each height, and of full height.
         dropout: of what the filters say.
+        personal: whether users have embeddings.
     """
 
     def __init__(
@@ -35,22 +37,23 @@ class Caser(SequenceModel):
         horizontal: int = 16,
         vertical: int = 4,
         dropout: float = 0.5,
+        personal: bool = True,
     ):
         super().__init__(num_items, users, max_history, size)
         self.window = window
-        self.people = nn.Embedding(len(users) + 1, size, padding_idx=0)
+        self.people = nn.Embedding(len(users) + 1, size, padding_idx=0) if personal else None
         self.across = nn.ModuleList([nn.Conv2d(1, horizontal, (height, size)) for height in range(1, window + 1)])
         self.along = nn.Conv2d(1, vertical, (window, 1))
         self.dropout = nn.Dropout(dropout)
         self.dense = nn.Linear(horizontal * window + vertical * size, size)
-        self.scores = nn.Embedding(num_items, 2 * size)
+        self.scores = nn.Embedding(num_items, 2 * size if personal else size)
         self.bias = nn.Parameter(torch.zeros(num_items, 1))
-        for embedding in (self.items, self.people, self.scores):
+        for embedding in filter(None, (self.items, self.people, self.scores)):
             nn.init.normal_(embedding.weight, std=1 / embedding.embedding_dim)
             if embedding.padding_idx is not None:
                 embedding.weight.data[embedding.padding_idx] = 0
 
-    def forward(self, items: Int[Tensor, "B T"], users: Int[Tensor, "B"]) -> Float[Tensor, "B T 2D+1"]:
+    def forward(self, items: Int[Tensor, "B T"], users: Int[Tensor, "B"]) -> Float[Tensor, "B T S"]:
         """States: what the filters say of the items up to a position, the user, and 1 for the bias."""
         windows = pad(items, (self.window - 1, 0), value=self.num_items).unfold(1, self.window, 1)
         seen = windows != self.num_items
@@ -58,10 +61,12 @@ class Caser(SequenceModel):
         said = [self._largest(filters(image)[..., 0], seen.flatten(0, 1)) for filters in self.across]
         said.append(self.along(image).flatten(1))
         states = relu(self.dense(self.dropout(torch.cat(said, 1)))).unflatten(0, items.shape)
-        person = self.people(users)[:, None].expand(-1, items.shape[1], -1)
-        return torch.cat([states, person, torch.ones_like(states[..., :1])], -1)
+        parts = [states, torch.ones_like(states[..., :1])]
+        if self.people is not None:
+            parts.insert(1, self.people(users)[:, None].expand(-1, items.shape[1], -1))
+        return torch.cat(parts, -1)
 
-    def table(self) -> Float[Tensor, "N 2D+1"]:
+    def table(self) -> Float[Tensor, "N S"]:
         """Rows of their own, with the bias as the last column."""
         return torch.cat([self.scores.weight, self.bias], 1)
 

@@ -19,7 +19,7 @@ import re
 import zlib
 from array import array
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -32,6 +32,7 @@ from sapo.data.download import download
 from sapo.data.interactions import DAY_LIMIT, Interactions, chronological_pairs
 from sapo.data.tsv import write_table
 from sapo.errors import InputError
+from sapo.files import write_atomically
 from sapo.progress import progress_bar
 
 Release = Literal["2018", "2014"]
@@ -326,16 +327,31 @@ def build(
     products_path: Path | None = None,
     chronological: bool = True,
 ) -> Iterator[str]:
-    """Write items.tsv.gz, sequences.tsv.gz and, of the chronological cut, its rows; yields what was found.
+    """Write sequences.tsv.gz, rows of the chronological cut, amazon.json (of what it was made), and last items.tsv.gz;
+    yields what was found. A folder that holds the same already is left as it is.
 
     Users and items are numbered in an order that says nothing. A user of fewer than 3 items is left out.
 
     Raises:
         InputError: files that are no reviews or products, or cannot be fetched; nothing is left; a folder that holds
-            data already.
+            other data.
     """
+    source = {
+        "category": category,
+        "release": release,
+        "reviews": reviews_path and str(reviews_path),
+        "products": products_path and str(products_path),
+        "chronological": chronological,
+        **asdict(kept),
+    }
+    made = folder / "amazon.json"
     if any(folder.glob("items.tsv*")):
-        raise InputError(f"{folder} holds data already; SIDs and policies of other items must not stay. Name another.")
+        if not made.is_file() or json.loads(made.read_text()) != source:
+            raise InputError(
+                f"{folder} holds other data already; SIDs and policies of other items must not stay. Name another."
+            )
+        yield f"{folder} was made before, with the same settings"
+        return
     if reviews_path is None or products_path is None:
         fetched = [(url, raw / release / url.rpartition("/")[2]) for url in urls(category, release, kept.k)]
         reviews_path = reviews_path or download(*fetched[0])
@@ -374,6 +390,9 @@ def build(
     days = [[moment // DAY for moment in row] for row in moments]
     empty = Product("", "", "", "")
     texts = [products.get(name, empty) for name in numbers]
+    Interactions(users, coded, len(numbers), pairs, days).save(folder)
+    with write_atomically(made) as temporary:
+        temporary.write_text(json.dumps(source, indent=1))
     write_table(
         folder,
         "items",
@@ -383,7 +402,6 @@ def build(
             for (name, number), text in zip(numbers.items(), texts, strict=True)
         ),
     )
-    Interactions(users, coded, len(numbers), pairs, days).save(folder)
     total = sum(map(len, coded))
     yield f"{total:,} interactions of {len(numbers):,} items by {len(users):,} users are left"
 

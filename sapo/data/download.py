@@ -81,6 +81,9 @@ def _fetch(url: str, part: Path, mark: Path) -> bool:
         raise
     with answer:
         resumed = answer.status == 206
+        if resumed and not answer.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
+            part.unlink()  # another part than was asked for
+            return False
         start = start if resumed else 0
         length = answer.headers.get("Content-Length")
         total = start + int(length) if length else None

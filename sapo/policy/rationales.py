@@ -5,7 +5,6 @@ A rationale is one text for a row, a history and its target.
     read_rationales    a teacher's file, JSON lines or CSV
     ask_teacher        a teacher behind an OpenAI-compatible URL, or on this machine, asked once for each row
     cut                one text into K parts by sentences, as the paper's fork does: alignment is by position alone
-    leak_rate          how many texts name the target's title outright, and so teach to copy
 """
 
 import csv
@@ -44,22 +43,6 @@ def cut(text: str, parts: int) -> list[str]:
     each, more = divmod(len(sentences), parts)
     ends = [each * part + min(part, more) for part in range(parts + 1)]
     return [" ".join(sentences[start:end]) for start, end in pairwise(ends)]
-
-
-def names_title(text: str, title: str) -> bool:
-    """Whether the words of a title stand in a text, one after the other.
-
-    Titles of one word do not count: "lamp" may be meant as any lamp.
-    """
-    words, wanted = split_words(text), split_words(title)
-    width = len(wanted)
-    return width > 1 and any(words[at : at + width] == wanted for at in range(len(words) - width + 1))
-
-
-def leak_rate(rationales: Mapping[Key, str], catalog: Catalog) -> float:
-    """Share of rationales that name the title of their target."""
-    named = [names_title(text, catalog.titles[target]) for (_, target), text in rationales.items()]
-    return sum(named) / max(1, len(named))
 
 
 def read_rationales(path: str | Path, catalog: Catalog) -> dict[Key, str]:

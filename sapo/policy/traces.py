@@ -122,6 +122,29 @@ class NodeDescriptors:
         return self.trace(self._sids[target].tolist())
 
 
+def leaks(texts: Sequence[str], titles: Sequence[str]) -> dict[str, float]:
+    """How much texts give away of the titles of their targets.
+
+    Returns:
+        leak_rate: share of texts that name the title outright, and so teach to copy. title_words: the share of a
+        title's different words that its text says, on average; a title without words counts as 0.
+    """
+    pairs = list(zip(texts, titles, strict=True))
+    said = [len({*split_words(text)} & (words := {*split_words(title)})) / max(1, len(words)) for text, title in pairs]
+    of = max(1, len(pairs))
+    return {"leak_rate": sum(names_title(*pair) for pair in pairs) / of, "title_words": sum(said) / of}
+
+
+def names_title(text: str, title: str) -> bool:
+    """Whether the words of a title stand in a text, one after the other.
+
+    Titles of one word do not count: "lamp" may be meant as any lamp.
+    """
+    words, wanted = split_words(text), split_words(title)
+    width = len(wanted)
+    return width > 1 and any(words[at : at + width] == wanted for at in range(len(words) - width + 1))
+
+
 def _apart(words: Sequence[str], most: int) -> list[str]:
     """The first ones, leaving out singulars and plurals of those before."""
     chosen: list[str] = []

@@ -64,13 +64,21 @@ class Letter(RQVAE):
     def _loss(self, vectors: Float[Tensor, "N D"], rows: Int[Tensor, "B"]) -> tuple[Float[Tensor, ""], Quantized]:
         assert self.collaborative is not None
         loss, quantized = super()._loss(vectors, rows)
-        together = quantized.straight_through @ self.collaborative[rows].T
-        loss = loss + self.alpha * cross_entropy(together, torch.arange(len(rows)))
+        loss = loss + self.alpha * collaborative_loss(quantized.straight_through, self.collaborative[rows])
         diversity = [
             diversity_loss(book, codes, groups)
             for book, codes, groups in zip(self._trained.codebooks, quantized.codes.T, self._groups, strict=True)
         ]
         return loss + self.beta * torch.stack(diversity).mean(), quantized
+
+
+def collaborative_loss(sums: Float[Tensor, "B d"], vectors: Float[Tensor, "B d"]) -> Float[Tensor, ""]:
+    """Tells by an item's sum of codes which of the batch's collaborative vectors is its own. Items that no training
+    sequence holds have none (zeros), and take no part."""
+    known = vectors.any(1)
+    if not known.any():
+        return sums.new_zeros(())
+    return cross_entropy(sums[known] @ vectors[known].T, torch.arange(int(known.sum())))
 
 
 def diversity_loss(book: Float[Tensor, "C d"], codes: Int[Tensor, "B"], groups: Int[Tensor, "C"]) -> Float[Tensor, ""]:

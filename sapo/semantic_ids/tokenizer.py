@@ -15,7 +15,7 @@ from sapo.data.catalog import Catalog, load_texts
 from sapo.data.interactions import Split
 from sapo.errors import InputError
 from sapo.files import write_atomically
-from sapo.semantic_ids.collisions import extra_token, reassign, share_out
+from sapo.semantic_ids.collisions import collision_rate, extra_token, reassign, share_out
 from sapo.semantic_ids.config import TokenizerConfig
 from sapo.semantic_ids.letter import Letter
 from sapo.semantic_ids.residual_kmeans import ResidualKMeans
@@ -84,6 +84,16 @@ class ItemTokenizer:
             move = reassign if config.collisions == "reassign" else share_out
             self.codes = move(self.raw_codes, self.quantizer.last_costs(self.vectors, self.raw_codes))
         return self.codes
+
+    def losses(self) -> dict[str, float]:
+        """What the method itself keeps apart of the items that were fitted: collisions_before (any was handled), and
+        reconstruction_error (squared, of the codes before, as a share of the vectors' variance)."""
+        missed = (self.vectors - self.quantizer.reconstruct(self.raw_codes)).pow(2).sum()
+        variance = (self.vectors - self.vectors.mean(0)).pow(2).sum()
+        return {
+            "collisions_before": collision_rate(self.raw_codes),
+            "reconstruction_error": float(missed / variance),
+        }
 
     def encode(self, texts: Sequence[str]) -> Int[Tensor, "N K"]:
         """SIDs of other items, without fitting again. They may share SIDs, with one another and with fitted items; an

@@ -131,7 +131,10 @@ def collaborative_vectors(
 def _tfidf(**options: object) -> "TfidfVectorizer":
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    return TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), stop_words="english", max_features=50_000, **options)
+    # words of one character too: "size M" and "size L", "2 mm" and "3 mm" are different items
+    words = r"(?u)\b\w+\b"
+    settings = {"sublinear_tf": True, "ngram_range": (1, 2), "stop_words": "english", "max_features": 50_000}
+    return TfidfVectorizer(token_pattern=words, **settings, **options)
 
 
 def _unit(vectors: ndarray) -> Vectors:
