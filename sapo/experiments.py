@@ -22,6 +22,7 @@ import pandas as pd
 import torch
 
 from sapo.analysis.evaluation import evaluate_policy, ranking_metrics
+from sapo.analysis.ranks import RANKS, ROWS, add_ranks, merge_ranks
 from sapo.analysis.results import WORLD, add_results, others, read_results
 from sapo.baselines.cooccurrence import CoOccurrence
 from sapo.baselines.knn import ItemKNN
@@ -174,7 +175,7 @@ def run_references(job: Job) -> None:
     began, world = time.monotonic(), job.world
     rows = world.split.test.sample(job.recipe.evaluation.test_rows)
     sids, target = world.catalog.sids, torch.tensor(rows.target)
-    tables = []
+    tables, ranks = [], []
     for name, method in REFERENCES.items():
         places = min(max(KS), world.catalog.num_items)
         ranked = method.fit(world.split.sequences, world.catalog.num_items).rank(rows.history, places)
@@ -185,11 +186,26 @@ def run_references(job: Job) -> None:
             for k, rate in enumerate((sids[ranked[:, 0]] == sids[target]).float().mean(0).tolist())
         }
         tables.append(folder.results("measured", metrics, len(rows)).assign(method=name))
+        hit = ranked == target[:, None]
+        rank = torch.where(hit.any(1), hit.int().argmax(1) + 1, 0).tolist()
+        ranks.append(pd.DataFrame({"method": name, "user": rows.user, "target": rows.target, "rank": rank}))
     if world.synthetic is not None:
         optimum = world.synthetic.optimum(rows, KS)
         tables.append(folder.results("exact", optimum, len(rows)).assign(method="optimum"))
+    write_table(pd.concat(ranks), folder.path / "per_user.csv.gz")
     write_table(pd.concat(tables), folder.path / "test.csv")
     folder.finish(time.monotonic() - began, 0, {}, {})
+
+
+def run_ranks(folder: RunFolder) -> tuple[pd.DataFrame, dict[str, object]]:
+    """The ranks of a run that was tested, for `add_ranks`."""
+    return pd.read_csv(folder.path / "per_user.csv.gz"), folder.row
+
+
+def reference_ranks(job: Job) -> list[tuple[pd.DataFrame, dict[str, object]]]:
+    """The same of every method without training."""
+    users, row = run_ranks(references_folder(job))
+    return [(of, row | {"method": method}) for method, of in users.groupby("method", sort=False)]
 
 
 def _words_and_traces(job: Job) -> tuple[list[str], Traces]:
@@ -345,6 +361,7 @@ def collect(job: Job, chosen: dict[str, float]) -> pd.DataFrame:
     no_curves = pd.DataFrame(columns=[*WORLD, "method", "seed", "step", "metric", "value"])
     stage2 = [folder.table("rollouts.csv.gz") for folder in runs if folder.row["method"] == "stage2"]
     add_results(results, out / "results.csv")
+    add_ranks([*reference_ranks(job), *map(run_ranks, runs)], out)
     _add(pd.concat(curves) if curves else no_curves, out / "dynamics.csv.gz")
     _add(pd.concat(stage2).drop(columns="method"), out / "rollouts.csv.gz")
     return results
@@ -366,10 +383,11 @@ def publish(out: str | Path, record: str | Path) -> list[Path]:
     written = ["results.csv", *(name for name in KEYS if (out / name).is_file())]  # baselines have no curves
     for name in written[1:]:
         _add(pd.read_csv(out / name), record / name)
+    merge_ranks(out, record)
     runs = read_runs(out)
     runs = runs[runs["run"].map(lambda run: Path(run).name).isin(results["run"])]
     write_table(pd.concat([others(read_recorded_runs(record), runs, [*WORLD, "method"]), runs]), record / "runs.csv")
-    return [record / name for name in (*written, "runs.csv")]
+    return [record / name for name in (*written, RANKS, ROWS, "runs.csv")]
 
 
 def _supervised_tasks(job: Job, seed: int) -> list[Task]:

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_model, save_model
 
 from sapo.analysis.evaluation import ranking_metrics
+from sapo.analysis.ranks import add_ranks
 from sapo.analysis.results import add_results
 from sapo.baselines.caser import Caser
 from sapo.baselines.gru4rec import GRU4Rec
@@ -24,7 +25,7 @@ from sapo.baselines.sequence import FitConfig, SequenceModel, fit
 from sapo.crew import Crew, Task
 from sapo.data.interactions import SplitName
 from sapo.errors import InputError
-from sapo.experiments import references_folder, run_references
+from sapo.experiments import reference_ranks, references_folder, run_ranks, run_references
 from sapo.recipes import QUICK, EvaluationConfig
 from sapo.runs import Job, RunFolder, write_table
 
@@ -54,12 +55,13 @@ class Baseline:
 
 
 DROPOUTS = tuple({"dropout": rate} for rate in (0.2, 0.5, 0.7))
+CASERS = ({"dropout": 0.5}, {"dropout": 0.5, "personal": False}, {"dropout": 0.7, "personal": False})
 BASELINES: dict[str, Baseline] = {
     "SASRec": Baseline("sasrec", {"size": 64, "heads": 2}, FitConfig("bce", beta2=0.98), DROPOUTS),
     "SASRec softmax": Baseline("sasrec", {"size": 128, "heads": 2}, FitConfig(beta2=0.98), DROPOUTS),
     "GRU4Rec": Baseline("gru4rec", {"size": 64, "hidden": 128}, FitConfig(), DROPOUTS),
-    "Caser": Baseline("caser", {"size": 64}, FitConfig(weight_decay=1e-6), DROPOUTS),
-    "HSTU": Baseline("hstu", {"size": 64, "heads": 2}, FitConfig(beta2=0.98), DROPOUTS),
+    "Caser": Baseline("caser", {"size": 64}, FitConfig(weight_decay=1e-6), CASERS),
+    "HSTU": Baseline("hstu", {"size": 128, "heads": 2}, FitConfig(beta2=0.98), DROPOUTS),
 }
 
 
@@ -143,6 +145,7 @@ def run_baselines(
     tables = [f.path / table for f in folders for table in ("metrics.csv", "test.csv")]
     results = pd.concat([pd.read_csv(path) for path in (references_folder(job).path / "test.csv", *tables)])
     add_results(results, Path(out) / "results.csv")
+    add_ranks([*reference_ranks(job), *(run_ranks(folder) for folder in folders)], out)
     return results
 
 

@@ -4,6 +4,9 @@ Horizontal filters see h whole items in a row, for every h up to L, and keep the
 weighted sums over the L items. Both, through a dense layer, and the user's embedding meet an item's row of twice the
 width. Users without training sequences, whom a cut in time brings, share one embedding, which is never trained and 0;
 where they are many the model does better without users (`personal=False`), which is how MiniOneRec's row is made.
+
+The authors start all embeddings at N(0, 1/D). What is read starts at N(0, 1) here: from a start so small the model
+learns what is popular, and then for many epochs nothing more, so that whoever watches validation stops it there.
 """
 
 from collections.abc import Sequence
@@ -48,10 +51,10 @@ class Caser(SequenceModel):
         self.dense = nn.Linear(horizontal * window + vertical * size, size)
         self.scores = nn.Embedding(num_items, 2 * size if personal else size)
         self.bias = nn.Parameter(torch.zeros(num_items, 1))
-        for embedding in filter(None, (self.items, self.people, self.scores)):
+        for embedding in filter(None, (self.people, self.scores)):
             nn.init.normal_(embedding.weight, std=1 / embedding.embedding_dim)
-            if embedding.padding_idx is not None:
-                embedding.weight.data[embedding.padding_idx] = 0
+        if self.people is not None:
+            self.people.weight.data[0] = 0
 
     def forward(self, items: Int[Tensor, "B T"], users: Int[Tensor, "B"]) -> Float[Tensor, "B T S"]:
         """States: what the filters say of the items up to a position, the user, and 1 for the bias."""
