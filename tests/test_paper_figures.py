@@ -15,7 +15,8 @@ import pytest
 from matplotlib import pyplot as plt
 
 from sapo.analysis.plots import METHOD_COLORS, figure_style, plot_against_sparsity, plot_growth, plot_winners
-from sapo.analysis.results import read_results, write_results
+from sapo.analysis.ranks import add_ranks
+from sapo.analysis.results import add_results, read_results, write_results
 from sapo.errors import InputError
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "paper_figures"
@@ -93,7 +94,8 @@ def out(tmp_path) -> Path:
 def test_make_all_writes_every_artefact_and_an_index(out):
     make_all = import_module("make_all")
     made = make_all.main(out)
-    assert {artefact.name for artefact in made} == {path.stem for path in SCRIPTS.glob("[ft][ia][gb]*_*.py")}
+    scripts = {path.stem for path in SCRIPTS.glob("[ft][ia][gb]*_*.py")}
+    assert {artefact.name for artefact in made} == scripts - {"table_systems"}  # no other recommender was fitted
     page = (out / "index.html").read_text(encoding="utf-8")
     for artefact in made:
         suffixes = {".csv", ".tex"} if artefact.name.startswith("table") else {".pdf", ".png"}
@@ -335,7 +337,7 @@ def test_published_numbers():
     table = read_results(SCRIPTS / "data" / "published.csv")
     assert set(table["source"]) == {"published"}
     assert table["seed"].isna().all()
-    assert set(table["dataset"]) == {"office", "industrial", "games_sidreasoner"}
+    assert set(table["dataset"]) == {"office", "industrial", "games_sidreasoner", "beauty"}
     rounding = 1.01e-4
     for (dataset, method), rows in table.groupby(["dataset", "method"]):
         value = rows.set_index("metric")["value"]
@@ -504,6 +506,37 @@ def test_a_record_of_nothing_is_refused(out):
     fake_timing()[:0].to_csv(out / "timing.csv", index=False)
     with pytest.raises(InputError, match="no rows"):
         import_module("table_timing").main(out)
+
+
+def test_systems_compete_on_the_same_rows(out):
+    """SASRec hits rows 0 and 1, item kNN row 0, popularity none; SAPO was tested on other rows, so it is left out."""
+    script = import_module("table_systems")
+    assert script.main(out) == []  # no other recommender was fitted
+    world = {"dataset": "office", "split": "published_test", "preset": "baseline"}
+    rows, runs = [], []
+    for method, ranks in {"SASRec": [1, 1, 0, 0], "item_knn": [1, 0, 0, 0], "popularity": [0, 0, 0, 0]}.items():
+        run = world | {"method": method, "seed": 0}
+        hit = sum(rank > 0 for rank in ranks) / 4
+        values = dict.fromkeys(script.METRICS, hit) | ({"parameters": 2e6, "seconds": 90} if method == "SASRec" else {})
+        rows += [{**run, "metric": name, "value": value, "n": 4} for name, value in values.items()]
+        runs.append((pd.DataFrame({"user": list("abcd"), "rank": ranks}), run))
+    add_ranks(runs, out)
+    add_results(pd.DataFrame(rows).assign(source="measured", run="r"), out / "results.csv")
+    few = read_results(out / "results.csv")
+    few.loc[few["preset"] == "quick", "n"] = 2
+    write_results(few, out / "results.csv")
+    table, gains = script.main(out)
+    measured = table.table[table.table["source"] == "measured"].set_index("method")
+    assert list(measured.index) == ["SASRec", "Item kNN", "Popularity"]
+    assert measured.loc["SASRec", ["million parameters", "minutes"]].tolist() == ["2.00", "1.5"]
+    assert (table.table["source"] == "published").any()
+    assert "office (published test): n = 4" in table.caption
+    recall = gains.table[gains.table["metric"] == "Recall@10"]
+    assert recall[["method", "next best", "gain"]].to_numpy().tolist() == [
+        ["SASRec", "Item kNN", "+0.2500"],
+        ["Item kNN", "Popularity", "+0.2500"],
+    ]
+    assert (out / "tables" / "table_systems-gains.tex").is_file()
 
 
 def test_tokenizer_table(out):

@@ -1,0 +1,110 @@
+"""All systems on every data set that other recommenders were fitted to: quality, size, time, and what each gains."""
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from artefacts import PUBLISHED, Artefact, command_line, find_input, save_table
+
+from sapo.analysis.plots import method_label, metric_label
+from sapo.analysis.ranks import RANKS, Ranks
+from sapo.analysis.results import merge_results, read_results
+from sapo.analysis.tables import NOTES, results_table
+from sapo.errors import InputError
+
+NAME = "table_systems"
+METRICS = ["recall@5", "ndcg@5", "recall@10", "ndcg@10"]
+PRESETS = ("baseline", "quick")  # of a method that was run with both, the first counts
+PLACE = ["dataset", "split"]
+
+
+def systems(results: pd.DataFrame) -> pd.DataFrame:
+    """Measured rows of the data sets that have baselines, each method with one preset, tested on the same rows."""
+    measured = results[(results["source"] == "measured") & results["preset"].isin(PRESETS)]
+    fitted = measured.loc[measured["preset"] == "baseline", PLACE].drop_duplicates()
+    rows = measured.merge(fitted, on=PLACE)
+    first = rows.groupby([*PLACE, "method"])["preset"].transform("min")  # in the order of the alphabet
+    rows = rows[rows["preset"] == first]
+    tested = rows[rows["metric"].isin(METRICS)]
+    most = tested.groupby(PLACE)["n"].transform("max")
+    part = tested.loc[tested["n"] < most, [*PLACE, "method"]].drop_duplicates()
+    return rows[~pd.MultiIndex.from_frame(rows[[*PLACE, "method"]]).isin(pd.MultiIndex.from_frame(part))]
+
+
+def with_costs(table: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
+    """Millions of parameters and minutes of one fit, means over seeds, beside what a table of results has."""
+    costs = rows[rows["metric"].isin(["parameters", "seconds"])]
+    mean = costs.assign(method=costs["method"].map(method_label)).pivot_table(
+        "value", [*PLACE, "method"], "metric", aggfunc="mean"
+    )
+    mean = mean.reindex(columns=["parameters", "seconds"])
+    joined = table.join(mean, on=[*PLACE, "method"])
+    joined.loc[joined["source"] != "measured", ["parameters", "seconds"]] = np.nan
+    shown = lambda values, digits: values.map(lambda value: "" if np.isnan(value) else f"{value:.{digits}f}")  # noqa: E731
+    joined["million parameters"] = shown(joined.pop("parameters") / 1e6, 2)
+    joined["minutes"] = shown(joined.pop("seconds") / 60, 1)
+    return joined.drop(columns=["preset", "updates", "learning_rate"])
+
+
+def gains(rows: pd.DataFrame, ranks: Ranks) -> pd.DataFrame:
+    """Every method against the next best of its data set, metric by metric, on the same test rows."""
+    lines = []
+    for (dataset, split), of in rows[rows["metric"].isin(METRICS)].groupby(PLACE):
+        preset = of.drop_duplicates("method").set_index("method")["preset"]
+        for metric in METRICS:
+            mean = of[of["metric"] == metric].groupby("method")["value"].mean().sort_values(ascending=False)
+            known = [name for name in mean.index if (dataset, split, preset[name], name) in ranks]
+            for one, other in itertools.pairwise(known):
+                pair = [(dataset, split, preset[name], name) for name in (one, other)]
+                gain = ranks.gain(pair[0], pair[1], metric)
+                lines.append(
+                    {
+                        "dataset": dataset,
+                        "split": split,
+                        "metric": metric_label(metric),
+                        "method": method_label(one),
+                        "next best": method_label(other),
+                        "gain": f"{gain.value:+.4f}",
+                        "95 % interval": f"[{gain.low:+.4f}, {gain.high:+.4f}]",
+                    }
+                )
+    return pd.DataFrame(lines)
+
+
+def main(out: Path, results: Path | None = None) -> list[Artefact]:
+    """Two tables, of results.csv, the ranks beside it and published numbers; none where no baseline was fitted."""
+    path = find_input(out, results, "results.csv")
+    rows = systems(read_results(path))
+    if rows.empty:
+        return []
+    places = rows[PLACE].drop_duplicates()
+    published = read_results(PUBLISHED).merge(places, on=PLACE)
+    alike = rows.assign(preset="")  # methods of one data set compete, whatever preset they come from
+    table = with_costs(results_table(merge_results(published, alike), METRICS), rows)
+    counts = rows[rows["metric"] == "ndcg@10"].groupby(PLACE)["n"].max()
+    tested = "; ".join(f"{d} ({s.replace('_', ' ')}): n = {n:,}" for (d, s), n in counts.items())
+    caption = (
+        f"Whole catalogue ranked, nothing of the history removed, one target a row; test rows: {tested}. A hit is the "
+        "item itself, or, of policies that generate SIDs, its SID, which a few items share. Settings were chosen on "
+        "validation rows of the first seed. Minutes of one fit by one core, others beside it. Published models of "
+        f"office and industrial were trained on more rows than are at hand. {NOTES}"
+    )
+    made = [Artefact(NAME, "All systems", caption, "measured, published", (), path, table)]
+    compared = gains(rows, Ranks(path.parent))
+    if compared.empty:
+        raise InputError(f"{path.parent / RANKS} holds no two of the methods of {path}.")
+    caption = (
+        "Each system against the next best in every column: the difference of means over seeds on the same test rows, "
+        f"with the 95 % interval of a paired bootstrap that draws users with all their rows. Test rows: {tested}."
+    )
+    made.append(Artefact(f"{NAME}-gains", "Gains over the next best", caption, "measured", (), path, compared))
+    return [
+        Artefact(a.name, a.title, a.caption, a.source, save_table(a.table, out, a.name, a.caption), a.read, a.table)
+        for a in made
+        if a.table is not None
+    ]
+
+
+if __name__ == "__main__":
+    command_line(main, __doc__)
