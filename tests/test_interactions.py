@@ -327,6 +327,8 @@ def test_describe_by_hand(tmp_path):
         ("office", (3231, 3459, 3317, 22447), 6.95, (6, 11, 30), 1259, 4866),
         ("industrial", (3285, 3686, 3541, 22743), 6.92, (6, 11, 34), 1079, 4533),
         ("industrial_full", (8317, 4344, 4344, 58492), 7.03, (6, 10, 78), 0, None),
+        ("games", (50546, 16859, 16859, 452989), 8.96, (6, 14, 771), 0, None),
+        ("beauty", (22363, 12101, 12101, 198502), 8.88, (6, 14, 204), 0, None),
     ],
 )
 def test_published_statistics(shared_data, place, numbers, mean, middle, repeats, test_rows):

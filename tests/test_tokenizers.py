@@ -9,13 +9,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sapo.data.catalog import Catalog
+from sapo.data.catalog import Catalog, load_texts
 from sapo.data.interactions import Interactions
 from sapo.errors import InputError
 from sapo.semantic_ids.collisions import collision_rate, extra_token, reassign, share_out, sinkhorn
 from sapo.semantic_ids.config import TokenizerConfig
 from sapo.semantic_ids.letter import Letter, collaborative_loss, diversity_loss
-from sapo.semantic_ids.report import chance_match, nearest_neighbours, same_category, sid_report
+from sapo.semantic_ids.report import chance_match, groups, nearest_neighbours, same_category, sid_report
 from sapo.semantic_ids.residual_kmeans import ResidualKMeans, balanced_kmeans, nearest, residual_codes
 from sapo.semantic_ids.rqvae import RQVAE, Autoencoder
 from sapo.semantic_ids.tokenizer import ItemTokenizer, default_levels, refuse_another_split, tokenize_folder
@@ -513,6 +513,39 @@ def test_report_on_published_sids(shared_data, place, entropies, fixed):
     for level, entropy in enumerate(entropies, start=1):
         assert report[f"conditional_entropy_{level}"] == pytest.approx(entropy, abs=0.006)
     assert report["fixed_after_2"] == pytest.approx(fixed, abs=0.0006)
+
+
+@pytest.mark.parametrize(
+    ("place", "prefixes", "colliding"),
+    [  # the table "Semantic ids" of the data's README
+        ("office/sids", (88, 2488, 3444), 30),
+        ("office/sids_mimigenrec", (81, 2579, 3445), 28),
+        ("industrial/sids", (48, 2295, 3670), 31),
+        ("industrial/sids_mimigenrec", (94, 2645, 3677), 18),
+        ("industrial_full/sids", (32, 2005, 3350, 3790), 887),
+        ("industrial_full/sids_letter", (129, 3414, 4262, 4317), 54),
+        ("industrial_full/sids_rkmeans", (256, 2006, 3135, 3469), 1326),
+        ("games/sids", (208, 10941, 15692, 16717), 262),
+        ("beauty/sids", (197, 7931, 11696, 12088), 24),
+        ("beauty/sids_rqvae", (131, 6701, 10600, 11499), 1031),
+        ("beauty/sids_rqkmeans", (256, 6983, 10743, 12089), 23),
+    ],
+)
+def test_prefixes_and_collisions_of_published_sids(shared_data, place, prefixes, colliding):
+    folder, name = place.split("/")
+    sids = Catalog.load(shared_data / folder, name).sids
+    assert tuple(int(groups(sids[:, :level]).max()) + 1 for level in range(1, sids.shape[1] + 1)) == prefixes
+    assert collision_rate(sids) == pytest.approx(colliding / len(sids))
+
+
+def test_the_first_level_of_real_items_does_not_collapse(shared_data):
+    """Perplexity above half of the codes in use, and no more collisions than published, as learnt by a short fit."""
+    texts = item_texts(load_texts(shared_data / "industrial_full"))
+    tokenizer = ItemTokenizer(TokenizerConfig("rqvae", (256,) * 4, collisions="leave", epochs=20))
+    report = sid_report(tokenizer.fit(texts))
+    assert report["perplexity_1"] > report["codes_1"] / 2 > 64
+    kmeans = ItemTokenizer(TokenizerConfig("rkmeans", (256,) * 4, collisions="leave"))
+    assert collision_rate(kmeans.fit(texts)) <= 1326 / 4344
 
 
 @pytest.mark.parametrize("place", ["office", "industrial_full"])
