@@ -18,10 +18,11 @@ from sapo.analysis.evaluation import ranking_metrics
 from sapo.analysis.ranks import add_ranks
 from sapo.analysis.results import add_results
 from sapo.baselines.caser import Caser
+from sapo.baselines.fitting import FitConfig, Recommender, fit
 from sapo.baselines.gru4rec import GRU4Rec
 from sapo.baselines.hstu import HSTU
 from sapo.baselines.sasrec import SASRec
-from sapo.baselines.sequence import FitConfig, SequenceModel, fit
+from sapo.baselines.tiger import Tiger
 from sapo.crew import Crew, Task
 from sapo.data.interactions import SplitName
 from sapo.errors import InputError
@@ -30,7 +31,14 @@ from sapo.recipes import QUICK, EvaluationConfig
 from sapo.runs import Job, RunFolder, write_table
 
 KS = (1, 3, 5, 10)
-MODELS: dict[str, Callable[..., SequenceModel]] = {"sasrec": SASRec, "gru4rec": GRU4Rec, "caser": Caser, "hstu": HSTU}
+MODELS: dict[str, Callable[..., Recommender]] = {
+    "sasrec": SASRec,
+    "gru4rec": GRU4Rec,
+    "caser": Caser,
+    "hstu": HSTU,
+    "tiger": Tiger,
+}
+OF_SIDS = ("tiger",)  # models of codes, not of items and users
 
 
 @dataclass(frozen=True)
@@ -55,12 +63,14 @@ class Baseline:
 
 
 DROPOUTS = tuple({"dropout": rate} for rate in (0.2, 0.5, 0.7))
+TIGERS = ({"dropout": 0.1}, {"dropout": 0.3}, {"dropout": 0.3, "user_tokens": 0})
 CASERS = ({"dropout": 0.5}, {"dropout": 0.5, "personal": False}, {"dropout": 0.7, "personal": False})
 BASELINES: dict[str, Baseline] = {
     "SASRec": Baseline("sasrec", {"size": 64, "heads": 2}, FitConfig("bce", beta2=0.98), DROPOUTS),
     "SASRec softmax": Baseline("sasrec", {"size": 128, "heads": 2}, FitConfig(beta2=0.98), DROPOUTS),
     "GRU4Rec": Baseline("gru4rec", {"size": 64, "hidden": 128}, FitConfig(), DROPOUTS),
     "Caser": Baseline("caser", {"size": 64}, FitConfig(weight_decay=1e-6), CASERS),
+    "TIGER": Baseline("tiger", {}, FitConfig(valid_rows=1000, batch_size=256), TIGERS),
     "HSTU": Baseline("hstu", {"size": 128, "heads": 2}, FitConfig(beta2=0.98), DROPOUTS),
 }
 
@@ -100,12 +110,13 @@ def rank_test_rows(job: Job, name: str, number: int, seed: int) -> None:
     write_table(folder.results("measured", ranking_metrics(ranked, target, KS), len(rows)), folder.path / "test.csv")
 
 
-def build(job: Job, name: str, number: int, seed: int) -> SequenceModel:
+def build(job: Job, name: str, number: int, seed: int) -> Recommender:
     """A model with the weights it starts from."""
     settings, world = BASELINES[name].chosen(number), job.world
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = MODELS[settings.model](world.catalog.num_items, world.split.users, **settings.options)
+        given = (world.catalog.sids,) if settings.model in OF_SIDS else (world.catalog.num_items, world.split.users)
+        model = MODELS[settings.model](*given, **settings.options)
     return model.cuda() if torch.cuda.is_available() else model
 
 

@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 
 from sapo.baselines.caser import Caser
 from sapo.baselines.cooccurrence import CoOccurrence
+from sapo.baselines.fitting import FitConfig, fit
 from sapo.baselines.gru4rec import GRU4Rec
 from sapo.baselines.hstu import HSTU
 from sapo.baselines.sasrec import SASRec
-from sapo.baselines.sequence import FitConfig, fit, loss_of, negatives
+from sapo.baselines.sequence import loss_of, negatives
 from sapo.data.interactions import Interactions
 from sapo.errors import InputError
 

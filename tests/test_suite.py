@@ -7,7 +7,7 @@ import torch
 from sapo import suite
 from sapo.analysis.evaluation import ranking_metrics
 from sapo.analysis.results import read_results
-from sapo.baselines.sequence import FitConfig
+from sapo.baselines.fitting import FitConfig
 from sapo.data.catalog import Catalog
 from sapo.data.synthetic import SyntheticCatalogue, SyntheticConfig
 from sapo.errors import InputError

@@ -1,14 +1,11 @@
-"""What recommenders that read a history item by item have in common, and the one loop that fits any of them.
+"""What recommenders that read a history item by item have in common.
 
 A model says at every position of a sequence what it expects next, as a state; the score of an item is the product of
 the state and the item's row of a table. All positions of a training sequence are trained at once.
 """
 
-import copy
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from abc import abstractmethod
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -17,15 +14,12 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, softplus
 from torch.nn.utils.rnn import pad_sequence
 
-from sapo.analysis.evaluation import ranking_metrics
+from sapo.baselines.fitting import FitConfig, Recommender
 from sapo.data.interactions import Split
 from sapo.errors import InputError
-from sapo.progress import progress_bar
-
-POOL = 64  # batches whose sequences are sorted by length together, so that little is padded
 
 
-class SequenceModel(nn.Module, ABC):
+class SequenceModel(Recommender):
     """Sequences are padded at their ends with N; what a state knows must not depend on items after it.
 
     Args:
@@ -36,8 +30,7 @@ class SequenceModel(nn.Module, ABC):
     """
 
     def __init__(self, num_items: int, users: Sequence[str], max_history: int, size: int):
-        super().__init__()
-        self.num_items, self.max_history = num_items, max_history
+        super().__init__(num_items, max_history)
         self.user_numbers = {user: number for number, user in enumerate(users, start=1)}
         self.items = nn.Embedding(num_items + 1, size, padding_idx=num_items)
 
@@ -48,6 +41,18 @@ class SequenceModel(nn.Module, ABC):
     def table(self) -> Float[Tensor, "N D"]:
         """A row for every item: the embedding by which it is read, unless a model says otherwise."""
         return self.items.weight[: self.num_items]
+
+    def lengths(self, split: Split) -> list[int]:
+        """An example is a user's training sequence; one of a single item teaches nothing."""
+        return [len(sequence) if len(sequence) > 1 else 0 for sequence in split.sequences]
+
+    def loss(self, split: Split, examples: list[int], config: FitConfig) -> Float[Tensor, ""]:
+        """Of all positions of the sequences, cut to their last items."""
+        whole = [split.sequences[row] for row in examples]
+        sequences = [sequence[-self.max_history - 1 :] for sequence in whole]
+        items, users = self.tensors([s[:-1] for s in sequences], [split.users[row] for row in examples])
+        targets, _ = self.tensors([s[1:] for s in sequences], [])
+        return loss_of(self, items, users, targets, whole, config.loss)
 
     def tensors(self, histories: Sequence[Sequence[int]], users: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Items (B, T) and users (B,) on the model's device."""
@@ -86,97 +91,6 @@ class SequenceModel(nn.Module, ABC):
             ranked[part] = (states @ table.T).topk(k).indices.cpu()
         self.train(training)
         return ranked
-
-
-@dataclass(frozen=True)
-class FitConfig:
-    """How a model is fitted. An epoch is every training sequence once, cut to its last items."""
-
-    loss: Literal["softmax", "bce"] = "softmax"
-    """softmax: cross-entropy over all items. bce: binary cross-entropy of the next item and of one that is drawn from
-    those that the user's training sequence does not hold."""
-    epochs: int = 200
-    """At most."""
-    patience: int = 10
-    """Validations in a row without a better NDCG@10 that end it."""
-    validate_every: int = 1
-    """Epochs from one to the next."""
-    batch_size: int = 128
-    """Sequences."""
-    learning_rate: float = 1e-3
-    """Of Adam, constant."""
-    beta2: float = 0.999
-    """Of Adam."""
-    weight_decay: float = 0.0
-    """Of Adam, as an L2 penalty."""
-
-
-def fit(
-    model: SequenceModel, split: Split, config: FitConfig, seed: int, title: str = "fit", valid_rows: int | None = None
-) -> list[dict[str, float]]:
-    """Train until validation NDCG@10 stops rising, and leave the model as it was at its best.
-
-    Args:
-        seed: of batches, negatives and dropout; weights are drawn before.
-        valid_rows: how many rows validation reads (`Rows.sample`); all where None.
-
-    Returns:
-        epoch, loss and ndcg@10 of every validation.
-
-    Raises:
-        InputError: no training sequence of two items.
-        FloatingPointError: the loss is not finite.
-    """
-    numbers = [row for row, sequence in enumerate(split.sequences) if len(sequence) > 1]
-    if not numbers:
-        raise InputError("no training sequence holds two items.")
-    valid, places = split.valid.sample(valid_rows), min(10, model.num_items)
-    optimizer = torch.optim.Adam(
-        model.parameters(), config.learning_rate, betas=(0.9, config.beta2), weight_decay=config.weight_decay
-    )
-    history: list[dict[str, float]] = []
-    best, best_epoch, weights = -1.0, 0, model.state_dict()
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        epochs = progress_bar(title, range(1, config.epochs + 1))
-        for epoch in epochs:
-            model.train()
-            total = count = 0.0
-            for rows in _batches([len(split.sequences[row]) for row in numbers], config.batch_size):
-                chosen = [numbers[row] for row in rows]
-                sequences = [split.sequences[row][-model.max_history - 1 :] for row in chosen]
-                items, users = model.tensors([s[:-1] for s in sequences], [split.users[row] for row in chosen])
-                targets, _ = model.tensors([s[1:] for s in sequences], [])
-                loss = loss_of(model, items, users, targets, [split.sequences[row] for row in chosen], config.loss)
-                if not loss.isfinite():
-                    raise FloatingPointError(f"{title}: the loss is {loss.item()} in epoch {epoch}; use a lower rate.")
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                total, count = total + loss.item() * len(rows), count + len(rows)
-            if epoch % config.validate_every and epoch != config.epochs:
-                continue
-            ranked = model.rank(valid.history, places, valid.user)
-            ndcg = ranking_metrics(ranked, torch.tensor(valid.target), (places,))[f"ndcg@{places}"]
-            history.append({"epoch": epoch, "loss": total / count, "ndcg@10": ndcg})
-            epochs.set_postfix_str(f"NDCG@10 {ndcg:.4f}", refresh=False)
-            if ndcg > best:
-                best, best_epoch, weights = ndcg, epoch, copy.deepcopy(model.state_dict())
-            elif epoch - best_epoch >= config.patience * config.validate_every:
-                break
-    model.load_state_dict(weights)
-    return history
-
-
-def _batches(lengths: list[int], batch_size: int) -> Iterator[list[int]]:
-    """Every sequence once, in random batches of similar lengths."""
-    order = torch.randperm(len(lengths)).tolist()
-    batches: list[list[int]] = []
-    for start in range(0, len(order), POOL * batch_size):
-        pool = sorted(order[start : start + POOL * batch_size], key=lambda row: lengths[row])
-        batches += [pool[at : at + batch_size] for at in range(0, len(pool), batch_size)]
-    for batch in torch.randperm(len(batches)).tolist():
-        yield batches[batch]
 
 
 def loss_of(

@@ -1,0 +1,132 @@
+"""The one loop that fits any recommender, and what it asks of one."""
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from sapo.analysis.evaluation import ranking_metrics
+from sapo.data.interactions import Split
+from sapo.errors import InputError
+from sapo.progress import progress_bar
+
+POOL = 64  # batches whose examples are sorted by length together, so that little is padded
+
+
+class Recommender(nn.Module, ABC):
+    """A model that ranks all items after a history.
+
+    Args:
+        num_items: N.
+        max_history: of longer histories the last items are read.
+    """
+
+    def __init__(self, num_items: int, max_history: int):
+        super().__init__()
+        self.num_items, self.max_history = num_items, max_history
+
+    @abstractmethod
+    def lengths(self, split: Split) -> list[int]:
+        """Length of every training example; 0 where there is nothing to learn."""
+
+    @abstractmethod
+    def loss(self, split: Split, examples: list[int], config: "FitConfig") -> Float[Tensor, ""]:
+        """Of a batch of examples, by their numbers."""
+
+    @abstractmethod
+    def rank(
+        self, histories: Sequence[Sequence[int]], k: int, users: Sequence[str] | None = None
+    ) -> Int[Tensor, "R k"]:
+        """The k best items for every history, best first, -1 where there is none."""
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """How a model is fitted. An epoch is every training example once."""
+
+    loss: Literal["softmax", "bce"] = "softmax"
+    """Of models that read item by item. softmax: cross-entropy over all items. bce: binary cross-entropy of the next
+    item and of one that is drawn from those that the user's training sequence does not hold."""
+    epochs: int = 200
+    """At most."""
+    patience: int = 10
+    """Validations in a row without a better NDCG@10 that end it."""
+    validate_every: int = 1
+    """Epochs from one to the next."""
+    valid_rows: int | None = None
+    """How many rows validation reads (`Rows.sample`); all where None."""
+    batch_size: int = 128
+    """Examples."""
+    learning_rate: float = 1e-3
+    """Of Adam, constant."""
+    beta2: float = 0.999
+    """Of Adam."""
+    weight_decay: float = 0.0
+    """Of Adam, as an L2 penalty."""
+
+
+def fit(model: Recommender, split: Split, config: FitConfig, seed: int, title: str = "fit") -> list[dict[str, float]]:
+    """Train until validation NDCG@10 stops rising, and leave the model as it was at its best.
+
+    Args:
+        seed: of batches, negatives and dropout; weights are drawn before.
+
+    Returns:
+        epoch, loss and ndcg@10 of every validation.
+
+    Raises:
+        InputError: nothing to learn from.
+        FloatingPointError: the loss is not finite.
+    """
+    lengths = model.lengths(split)
+    examples = [row for row, length in enumerate(lengths) if length]
+    if not examples:
+        raise InputError("no training sequence holds two items.")
+    valid, places = split.valid.sample(config.valid_rows), min(10, model.num_items)
+    optimizer = torch.optim.Adam(
+        model.parameters(), config.learning_rate, betas=(0.9, config.beta2), weight_decay=config.weight_decay
+    )
+    history: list[dict[str, float]] = []
+    best, best_epoch, weights = -1.0, 0, model.state_dict()
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        epochs = progress_bar(title, range(1, config.epochs + 1))
+        for epoch in epochs:
+            model.train()
+            total = count = 0.0
+            for batch in _batches([lengths[row] for row in examples], config.batch_size):
+                loss = model.loss(split, [examples[place] for place in batch], config)
+                if not loss.isfinite():
+                    raise FloatingPointError(f"{title}: the loss is {loss.item()} in epoch {epoch}; use a lower rate.")
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                total, count = total + loss.item() * len(batch), count + len(batch)
+            if epoch % config.validate_every and epoch != config.epochs:
+                continue
+            ranked = model.rank(valid.history, places, valid.user)
+            ndcg = ranking_metrics(ranked, torch.tensor(valid.target), (places,))[f"ndcg@{places}"]
+            history.append({"epoch": epoch, "loss": total / count, "ndcg@10": ndcg})
+            epochs.set_postfix_str(f"NDCG@10 {ndcg:.4f}", refresh=False)
+            if ndcg > best:
+                best, best_epoch, weights = ndcg, epoch, copy.deepcopy(model.state_dict())
+            elif epoch - best_epoch >= config.patience * config.validate_every:
+                break
+    model.load_state_dict(weights)
+    return history
+
+
+def _batches(lengths: list[int], batch_size: int) -> Iterator[list[int]]:
+    """Every example once, in random batches of similar lengths."""
+    order = torch.randperm(len(lengths)).tolist()
+    batches: list[list[int]] = []
+    for start in range(0, len(order), POOL * batch_size):
+        pool = sorted(order[start : start + POOL * batch_size], key=lambda row: lengths[row])
+        batches += [pool[at : at + batch_size] for at in range(0, len(pool), batch_size)]
+    for batch in torch.randperm(len(batches)).tolist():
+        yield batches[batch]

@@ -1,0 +1,157 @@
+"""TIGER (arXiv 2305.05065): an encoder-decoder that reads a history as SIDs and writes the next item's SID.
+
+The input is the user, hashed into one of some tokens, then the codes of the history's items from old to new; every code
+of every level is a word of its own. Every item of a training sequence is a target after the items before it. Items that
+share a SID are told apart by one code more, which counts them; beams then search the catalogue's SIDs, so that what
+comes out is a ranking of items.
+
+The network is transformers' T5 of the paper's size. The authors publish no code; learning rate and length of training
+here are the loop's.
+"""
+
+import zlib
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from torch.nn.utils.rnn import pad_sequence
+
+from sapo.baselines.fitting import FitConfig, Recommender
+from sapo.data.interactions import Split
+from sapo.errors import InputError
+from sapo.policy.beam_search import constrained_beam_search
+from sapo.semantic_ids.collisions import collision_rate, extra_token
+from sapo.semantic_ids.trie import SidTrie
+
+
+class Tiger(Recommender):
+    """A Recommender.
+
+    Args:
+        sids: codes of every item.
+        max_history: items that are read.
+        size, layers, heads, head_size, feed_forward: of the encoder and of the decoder each.
+        user_tokens: how many users are hashed to; 0 leaves users out.
+        beams: of the search, at least k.
+    """
+
+    def __init__(
+        self,
+        sids: Int[Tensor, "N K"],
+        max_history: int = 20,
+        size: int = 128,
+        layers: int = 4,
+        heads: int = 6,
+        head_size: int = 64,
+        feed_forward: int = 1024,
+        dropout: float = 0.1,
+        user_tokens: int = 2000,
+        beams: int = 20,
+    ):
+        from transformers import T5Config, T5ForConditionalGeneration
+
+        super().__init__(len(sids), max_history)
+        self.user_tokens, self.beams = user_tokens, beams
+        codes = extra_token(sids) if collision_rate(sids) else sids
+        sizes = (codes.amax(0) + 1).tolist()
+        self.trie = SidTrie(codes, sizes)
+        starts = 1 + torch.tensor([sum(sizes[:level]) for level in range(len(sizes))])  # 0 pads, and begins
+        self.level_tokens = [start + torch.arange(size) for start, size in zip(starts, sizes, strict=True)]
+        self.register_buffer("tokens", codes + starts, persistent=False)  # (N, K)
+        self._item = {tuple(sid): item for item, sid in enumerate(codes.tolist())}
+        self.network = T5ForConditionalGeneration(
+            T5Config(
+                vocab_size=1 + sum(sizes) + user_tokens,
+                d_model=size,
+                d_kv=head_size,
+                d_ff=feed_forward,
+                num_layers=layers,
+                num_heads=heads,
+                dropout_rate=dropout,
+                pad_token_id=0,
+                decoder_start_token_id=0,
+                eos_token_id=None,
+            )
+        )
+
+    def lengths(self, split: Split) -> list[int]:
+        """An example is a training row: a history and its next item."""
+        return [min(len(history), self.max_history) for history in split.train.history]
+
+    def loss(self, split: Split, examples: list[int], config: FitConfig) -> Float[Tensor, ""]:
+        """Cross-entropy of the codes of the targets, over all words."""
+        rows = split.train.take(examples)
+        prompts = self.prompts(rows.history, rows.user)
+        targets = self.tokens[rows.target]
+        logits = self._logits(self._encode(prompts), prompts, targets[:, :-1])
+        return cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+    def prompts(self, histories: Sequence[Sequence[int]], users: Sequence[str]) -> Int[Tensor, "B P"]:
+        """What is read: the user's word and the codes of the last items, padded with 0 at the end."""
+        first_user = self.network.config.vocab_size - self.user_tokens
+        lines = []
+        for history, user in zip(histories, users, strict=True):
+            line = self.tokens[torch.tensor(history[-self.max_history :], device=self.tokens.device)].flatten()
+            if self.user_tokens:
+                hashed = zlib.crc32(user.encode()) % self.user_tokens  # the same in every process
+                line = torch.cat([line.new_tensor([first_user + hashed]), line])
+            lines.append(line)
+        return pad_sequence(lines, batch_first=True)
+
+    @torch.no_grad()
+    def rank(
+        self, histories: Sequence[Sequence[int]], k: int, users: Sequence[str] | None = None, batch_size: int = 64
+    ) -> Int[Tensor, "R k"]:
+        """The k best items for every history, best first, -1 where there is none.
+
+        Raises:
+            InputError: k outside 1..N; a history without an item.
+        """
+        if not 1 <= k <= self.num_items:
+            raise InputError(f"k is {k}; there are {self.num_items} items to rank.")
+        if not all(histories):
+            raise InputError("a history is empty; what comes next is read from its items.")
+        names = [""] * len(histories) if users is None else users
+        training = self.training
+        self.eval()
+        order = sorted(range(len(histories)), key=lambda row: len(histories[row]))
+        ranked = torch.full((len(histories), k), -1)
+        for start in range(0, len(order), batch_size):
+            part = order[start : start + batch_size]
+            prompts = self.prompts([histories[row] for row in part], [names[row] for row in part])
+            read = self._encode(prompts)
+
+            def step(rows: Tensor, written: Tensor, read: Tensor = read, prompts: Tensor = prompts) -> Tensor:
+                return self._logits(read[rows], prompts[rows], written)[:, -1]
+
+            beams = constrained_beam_search(
+                None,
+                prompts,
+                (prompts > 0).long(),
+                self.trie,
+                self.level_tokens,
+                max(k, self.beams),
+                num_return=k,
+                step_fn=step,
+            )
+            items = [[self._item.get(tuple(sid), -1) for sid in of_row] for of_row in beams.sids.tolist()]
+            ranked[part] = torch.tensor(items)
+        self.train(training)
+        return ranked
+
+    def _encode(self, prompts: Int[Tensor, "B P"]) -> Float[Tensor, "B P D"]:
+        return self.network.encoder(input_ids=prompts, attention_mask=(prompts > 0).long()).last_hidden_state
+
+    def _logits(
+        self, read: Float[Tensor, "B P D"], prompts: Int[Tensor, "B P"], written: Int[Tensor, "B d"]
+    ) -> Float[Tensor, "B d+1 V"]:
+        """Of each word that could follow the first 0, 1, ..., d that are written."""
+        begin = written.new_zeros(len(written), 1)
+        return self.network(
+            encoder_outputs=(read,),
+            attention_mask=(prompts > 0).long(),
+            decoder_input_ids=torch.cat([begin, written], 1),
+            use_cache=False,
+        ).logits

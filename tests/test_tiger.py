@@ -1,0 +1,95 @@
+"""TIGER: what it reads, what it learns from, and that its beams rank items."""
+
+import itertools
+
+import pytest
+import torch
+
+from sapo.baselines.fitting import FitConfig, fit
+from sapo.baselines.tiger import Tiger
+from sapo.data.interactions import Interactions
+from sapo.errors import InputError
+
+SMALL = {"size": 16, "layers": 1, "heads": 2, "head_size": 8, "feed_forward": 32, "dropout": 0.0}
+SIDS = torch.tensor([[0, 0], [0, 1], [1, 0], [1, 0], [1, 2]])
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return Tiger(SIDS, max_history=3, user_tokens=7, **SMALL).eval()
+
+
+def test_every_code_of_every_level_is_a_word_of_its_own(model):
+    """Two items share (1, 0), so a third level of two codes counts them: words 1-2, 3-5 and 6-7, then seven users."""
+    assert model.tokens.tolist() == [[1, 3, 6], [1, 4, 6], [2, 3, 6], [2, 3, 7], [2, 5, 6]]
+    assert model.network.config.vocab_size == 1 + 2 + 3 + 2 + 7
+    assert Tiger(SIDS[[0, 1, 2, 4]], user_tokens=0, **SMALL).tokens.shape == (4, 2)  # no two alike: no level more
+
+
+def test_prompts_are_the_user_and_the_last_items(model):
+    prompts = model.prompts([[4, 0, 1, 2], [3]], ["ann", "bob"])
+    ann, bob = prompts.tolist()
+    assert ann[1:] == [1, 3, 6, 1, 4, 6, 2, 3, 6]
+    assert bob[1:] == [2, 3, 7, 0, 0, 0, 0, 0, 0]
+    assert all(8 <= line[0] < 15 for line in (ann, bob))
+    assert model.prompts([[3]], ["bob"])[0, 0] == bob[0]
+    assert Tiger(SIDS, user_tokens=0, **SMALL).prompts([[3]], ["bob"]).tolist() == [[2, 3, 7]]
+
+
+def test_beams_rank_as_all_items_scored_one_by_one(model):
+    """The probability of an item is the product of those of its codes over all words."""
+    histories, users = [[4, 0, 1], [3]], ["ann", "bob"]
+    ranked = model.rank(histories, 5, users)
+    for history, user, row in zip(histories, users, ranked.tolist(), strict=True):
+        scores = []
+        for item in range(5):
+            prompt = model.prompts([history], [user])
+            written = [0]
+            total = 0.0
+            for token in model.tokens[item].tolist():
+                logits = model.network(
+                    input_ids=prompt, attention_mask=(prompt > 0).long(), decoder_input_ids=torch.tensor([written])
+                ).logits[0, -1]
+                total += logits.log_softmax(-1)[token].item()
+                written.append(token)
+            scores.append(total)
+        assert row == sorted(range(5), key=lambda item: -scores[item])
+
+
+def test_the_loss_is_that_of_all_codes_of_the_targets(model):
+    """Three rows of one user of four items: each later item after those before it."""
+    split = Interactions(["ann"], [[4, 0, 1, 2, 3, 0]], 5).leave_one_out()  # the last two are kept for later
+    assert model.lengths(split) == [1, 2, 3]
+    loss = model.loss(split, [0, 2], FitConfig())
+    expected = []
+    for history, target in (([4], 0), ([4, 0, 1], 2)):
+        prompt = model.prompts([history], ["ann"])
+        labels = model.tokens[target][None]
+        expected.append(model.network(input_ids=prompt, attention_mask=(prompt > 0).long(), labels=labels).loss.item())
+    assert loss.item() == pytest.approx(sum(expected) / 2, abs=1e-5)
+
+
+def test_it_learns_what_follows_two_items():
+    """The next item is the sum of the last two modulo 5: neither of them alone says anything of it."""
+    sequences = []
+    for first, second in itertools.product(range(5), repeat=2):
+        sequence = [first, second]
+        while len(sequence) < 9:
+            sequence.append((sequence[-1] + sequence[-2]) % 5)
+        sequences += [sequence] * 4
+    split = Interactions([f"u{n}" for n in range(len(sequences))], sequences, 5).leave_one_out()
+    torch.manual_seed(0)
+    sids = torch.tensor([[0, 0], [0, 1], [0, 2], [1, 0], [1, 1]])
+    tiger = Tiger(sids, max_history=2, user_tokens=0, **SMALL | {"size": 32, "head_size": 16})
+    log = fit(tiger, split, FitConfig(epochs=60, patience=60, batch_size=64, learning_rate=3e-3), seed=0)
+    assert log[-1]["loss"] < log[0]["loss"]
+    ranked = tiger.rank(split.test.history, 1, split.test.user)[:, 0]
+    assert (ranked == torch.tensor(split.test.target)).float().mean() > 0.95
+
+
+def test_bad_questions_say_so(model):
+    with pytest.raises(InputError, match="k is 6; there are 5 items"):
+        model.rank([[1]], 6)
+    with pytest.raises(InputError, match="a history is empty"):
+        model.rank([[1], []], 3)
