@@ -35,6 +35,7 @@ if TYPE_CHECKING:  # the same names once more, for editors and type checkers
     from sapo.policy.policy import Policy as Policy
     from sapo.policy.policy import recommend as recommend
     from sapo.policy.rollout import grouped_rollouts as grouped_rollouts
+    from sapo.semantic_ids.tokenizer import ItemTokenizer as ItemTokenizer
     from sapo.semantic_ids.trie import SidTrie as SidTrie
     from sapo.training.trainer import SAPOConfig as SAPOConfig
     from sapo.training.trainer import SAPOTrainer as SAPOTrainer
@@ -46,6 +47,7 @@ _HOME = {
     "Interactions": "sapo.data.interactions",
     "SyntheticCatalogue": "sapo.data.synthetic",
     "SyntheticConfig": "sapo.data.synthetic",
+    "ItemTokenizer": "sapo.semantic_ids.tokenizer",
     "SidTrie": "sapo.semantic_ids.trie",
     "exact_match": "sapo.credit.rewards",
     "step_match": "sapo.credit.rewards",

@@ -268,11 +268,13 @@ class Amazon:
     raw: Path = Path("data/raw")
     """Folder of downloads."""
     reviews: Path | None = None
-    """A file of reviews or ratings to read instead of downloading one."""
+    """A file to read instead of downloading one: JSON lines with reviewerID, asin and unixReviewTime, or a CSV of user,
+    item, rating and time, compressed by gzip or not."""
     products: Path | None = None
-    """A file of product metadata to read instead of downloading one."""
+    """A file to read instead of downloading one: JSON lines, or Python literals, with asin, title, brand, category and
+    description."""
     release: Literal["2018", "2014"] = "2018"
-    """Which Amazon Reviews."""
+    """Which Amazon Reviews to download; files of your own are read whichever they are of."""
     k: int = 5
     """Users and items keep at least so many interactions with each other (k-core)."""
     since: str | None = None
@@ -289,12 +291,18 @@ class Amazon:
     """How items get their SIDs."""
 
     def __call__(self) -> None:
+        from dataclasses import replace
+
         from sapo.data.amazon import Filter, build
+        from sapo.semantic_ids.tokenizer import ItemTokenizer
 
         _at_least_one("k", self.k)
         of_one = [name for name in ("out", "reviews", "products") if getattr(self, name) is not None]
         if of_one and len(self.categories) != 1:
-            raise InputError(f"--{of_one[0]} is of one category, and there are {len(self.categories)}.")
+            raise InputError(
+                f"--{of_one[0]} is of one category, and there are {len(self.categories)}: name one. Of files of your "
+                "own any word is the name, as in `sapo data amazon Mine --reviews ... --products ...`."
+            )
         kept = Filter(self.k, self.since, self.until, self.repeats, self.max_title_words)
         for category in self.categories:
             folder = self.out or Path("data") / category
@@ -302,10 +310,16 @@ class Amazon:
                 category, folder, self.raw, kept, self.release, self.reviews, self.products, self.chronological
             ):
                 print(line)
-            if any(folder.glob("sids.tsv*")):
-                print(f"{folder} has SIDs; `sapo data tokenize {folder} --name ...` makes others")
-            else:
+            if not any(folder.glob("sids.tsv*")):
                 Tokenize(folder, tokenizer=self.tokenizer)()
+                continue
+            made = ItemTokenizer.load(folder / "sids.safetensors").config
+            if made != replace(self.tokenizer, levels=self.tokenizer.levels or made.levels):
+                raise InputError(
+                    f"{folder} has SIDs of other settings ({made.method}); `sapo data tokenize {folder} --name ...` "
+                    "makes others beside them."
+                )
+            print(f"{folder} has its SIDs")
 
 
 @dataclass(frozen=True)
@@ -318,19 +332,20 @@ class Tokenize:
     """Of the SIDs: writes NAME.tsv.gz and NAME.safetensors, the tokenizer for items to come."""
     split: Split = "auto"
     """Whose training sequences letter looks at; `sapo run` refuses its SIDs on another split."""
+    replace: bool = False
+    """Let SIDs of this name go, if a tokenizer of ours made them."""
     tokenizer: Annotated[TokenizerConfig, tyro.conf.OmitArgPrefixes] = field(default_factory=TokenizerConfig)
     """How items get their SIDs."""
 
     def __call__(self) -> None:
         from sapo.data.interactions import Interactions
-        from sapo.semantic_ids.report import sid_report
+        from sapo.semantic_ids.report import report_table, sid_report
         from sapo.semantic_ids.tokenizer import tokenize_folder
 
         split = Interactions.load(self.folder).split(self.split) if self.tokenizer.method == "letter" else None
-        catalog, tokenizer = tokenize_folder(self.folder, self.name, self.tokenizer, split)
+        catalog, tokenizer = tokenize_folder(self.folder, self.name, self.tokenizer, split, self.replace)
         facts = sid_report(catalog.sids, tokenizer.vectors, catalog.categories) | tokenizer.losses()
-        for fact, value in facts.items():
-            print(f"{fact:24}{value:.4g}")
+        print(report_table(facts).to_string(na_rep="", float_format="{:.4g}".format))
         print(self.folder / f"{self.name}.tsv.gz")
 
 

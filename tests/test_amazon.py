@@ -62,6 +62,12 @@ def test_ratings_of_either_release(tmp_path, item_first):
     assert reviews.times.tolist() == [7, 5]
 
 
+def test_names_of_columns_are_no_broken_line(tmp_path):
+    lines = ["user_id,parent_asin,rating,timestamp", "u1,B000000001,5.0,86400", "u2,B000000001,3.0,nonsense"]
+    reviews = read_reviews(write_lines(tmp_path / "ratings.csv", lines))
+    assert (len(reviews.users), reviews.broken) == (1, [3])
+
+
 def test_another_format_is_one_message(tmp_path):
     with pytest.raises(InputError, match=r"r\.json: no reviews\. A line must be a JSON object with reviewerID"):
         read_reviews(write_lines(tmp_path / "r.json", ["user item"] * 3000, compress=False))
@@ -163,10 +169,12 @@ def test_window_titles_and_repeats(tmp_path):
     assert left(repeats="keep") == [0, day, 2 * day, 2 * day]
     assert left(since="1970-01-02", until="1970-01-03", repeats="keep") == [day]
     assert left(max_title_words=2) == [0]  # B3 has no title
-    with pytest.raises(InputError, match="nothing is left: of 4 reviews 3 pass, none in a 9-core"):
+    with pytest.raises(InputError, match="of 4 reviews from 1970-01-01 to 1970-01-03 3 pass, none in a 9-core"):
         Filter(k=9).apply(reviews)
     with pytest.raises(InputError, match="'soon' is no date"):
-        Filter(since="soon").apply(reviews)
+        Filter(since="soon")
+    with pytest.raises(InputError, match="the window from 2018-01-02 until 2018-01-02 holds no day"):
+        Filter(since="2018-01-02", until="2018-01-02")
 
 
 def test_addresses():
@@ -228,6 +236,18 @@ def test_raw_files_become_a_folder_that_loads(tmp_path):
     list(build("Home", again, tmp_path, Filter(), "2018", reviews, products))
     for name in ("items", "sequences", "test"):
         assert (again / f"{name}.tsv.gz").read_bytes() == (tmp_path / "home" / f"{name}.tsv.gz").read_bytes()
+
+
+def test_files_that_do_not_fit_leave_no_folder(tmp_path):
+    reviews, products = raw_files(tmp_path)
+    for files, message in (
+        ((reviews, reviews), r"reviews\.json\.gz: no title of any of the 24 items\. Is it a file of products\?"),
+        ((reviews, tmp_path / "none"), "none is not a file"),
+        ((tmp_path / "none", products), "none is not a file"),
+    ):
+        with pytest.raises(InputError, match=message):
+            list(build("Home", tmp_path / "home", tmp_path, Filter(), "2018", *files))
+        assert not (tmp_path / "home").exists()
 
 
 def test_too_few_interactions_for_a_cut_in_time_leave_one_out(tmp_path):

@@ -19,9 +19,9 @@ FORBIDDEN = {
     "data": ["policy", "training", "baselines", "analysis", "experiments", "cli"],
     "semantic_ids": ["policy", "training", "baselines", "analysis", "experiments", "cli"],
     "credit": ["data", "semantic_ids", "policy", "training", "baselines", "analysis", "experiments", "cli"],
-    "policy": ["training", "analysis", "experiments", "cli"],
+    "policy": ["training", "baselines", "analysis", "experiments", "cli"],
     "training": ["experiments", "cli"],
-    "baselines": ["policy", "training", "experiments", "cli"],
+    "baselines": ["training", "experiments", "cli"],
     "analysis": ["experiments", "cli"],
 }
 

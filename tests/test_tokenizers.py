@@ -11,11 +11,19 @@ from hypothesis import strategies as st
 
 from sapo.data.catalog import Catalog, load_texts
 from sapo.data.interactions import Interactions
+from sapo.data.synthetic import SyntheticCatalogue, SyntheticConfig
 from sapo.errors import InputError
 from sapo.semantic_ids.collisions import collision_rate, extra_token, reassign, share_out, sinkhorn
 from sapo.semantic_ids.config import TokenizerConfig
 from sapo.semantic_ids.letter import Letter, collaborative_loss, diversity_loss
-from sapo.semantic_ids.report import chance_match, groups, nearest_neighbours, same_category, sid_report
+from sapo.semantic_ids.report import (
+    chance_match,
+    groups,
+    nearest_neighbours,
+    report_table,
+    same_category,
+    sid_report,
+)
 from sapo.semantic_ids.residual_kmeans import ResidualKMeans, balanced_kmeans, nearest, residual_codes
 from sapo.semantic_ids.rqvae import RQVAE, Autoencoder
 from sapo.semantic_ids.tokenizer import ItemTokenizer, default_levels, refuse_another_split, tokenize_folder
@@ -426,6 +434,41 @@ def test_bad_tokenizers_say_so(tmp_path):
         ItemTokenizer.load(tmp_path / "x.safetensors")
     with pytest.raises(InputError, match="give a split"):
         ItemTokenizer(TokenizerConfig("letter", (4, 4))).fit(WORDS)
+
+
+@pytest.mark.parametrize("collisions", ["reassign", "share_out"])
+def test_fewer_sids_than_items_are_refused(collisions):
+    texts = [f"lamp number {item}" for item in range(20)]
+    with pytest.raises(InputError, match="make 16 SIDs for 20 items"):
+        ItemTokenizer(TokenizerConfig("rkmeans", (4, 4), collisions=collisions)).fit(texts)
+    assert ItemTokenizer(TokenizerConfig("rkmeans", (4, 4), collisions="extra_token")).fit(texts).shape == (20, 3)
+
+
+def test_sids_are_not_replaced_unasked(tmp_path):
+    SyntheticCatalogue(SyntheticConfig((4, 4), num_items=16, num_users=40)).catalog.save(tmp_path)
+    first, second = (TokenizerConfig("rkmeans", (4, 8), seed=seed) for seed in (0, 1))
+    tokenize_folder(tmp_path, "sids_ours", first)
+    before = (tmp_path / "sids_ours.tsv.gz").read_bytes()
+    with pytest.raises(InputError, match="has sids_ours already, of rkmeans"):
+        tokenize_folder(tmp_path, "sids_ours", second)
+    assert (tmp_path / "sids_ours.tsv.gz").read_bytes() == before
+    tokenize_folder(tmp_path, "sids_ours", second, replace=True)
+    assert ItemTokenizer.load(tmp_path / "sids_ours.safetensors").config.seed == 1
+    for name in ("../elsewhere", "", ".hidden", "a/b"):
+        with pytest.raises(InputError, match="is no name of SIDs"):
+            tokenize_folder(tmp_path, name, first)
+    with pytest.raises(InputError, match="texts is one text"):
+        ItemTokenizer.load(tmp_path / "sids_ours.safetensors").encode("one lamp")
+
+
+def test_a_report_in_words():
+    table = report_table({"items": 4, "codes_1": 2, "codes_2": 3, "same_category_0": 0.5, "collisions_before": 0.25})
+    assert list(table.columns) == ["0", "1", "2", "all"]
+    assert table.loc["codes in use", ["1", "2"]].tolist() == [2, 3]
+    assert table.loc["items", "all"] == 4
+    assert table.loc["pairs with the same codes that share a category", "0"] == 0.5
+    report = sid_report(torch.tensor([[0, 0], [0, 1], [1, 0]]), torch.eye(3), ["a,b", "a,b", "c"])
+    assert report_table(report).loc["children of a node", "1"] == 2  # every fact has its words
 
 
 @pytest.mark.parametrize("levels", [(4,), (4, 1), (4,) * 6])

@@ -37,6 +37,8 @@ class Tiger(Recommender):
         beams: of the search, at least k.
     """
 
+    tokens: Int[Tensor, "N K"]
+
     def __init__(
         self,
         sids: Int[Tensor, "N K"],

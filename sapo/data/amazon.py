@@ -120,6 +120,8 @@ def read_reviews(path: str | Path) -> Reviews:
             if not named or not 0 <= seconds < DAY_LIMIT * DAY:
                 raise ValueError
         except (ValueError, TypeError, KeyError, StopIteration, OverflowError, RecursionError, csv.Error):
+            if is_csv and number == 1 and not any(character.isdigit() for character in line):
+                continue  # names of columns
             broken.append(number)
             if number == LOOKED_AT and len(broken) > LOOKED_AT // 2:
                 raise _no_reviews(path, is_csv) from None
@@ -290,6 +292,11 @@ class Filter:
     repeats: Literal["first", "keep"] = "first"
     max_title_words: int | None = None
 
+    def __post_init__(self) -> None:
+        since, until = (None if day is None else _seconds(day) for day in (self.since, self.until))
+        if since is not None and until is not None and since >= until:
+            raise InputError(f"the window from {self.since} until {self.until} holds no day.")
+
     def apply(self, reviews: Reviews, titles: dict[str, str] | None = None) -> Reviews:
         """The window, then titles, then repeats, then the k-core of what is left.
 
@@ -297,8 +304,9 @@ class Filter:
             titles: of items, for `max_title_words`.
 
         Raises:
-            InputError: a date that is none; nothing is left.
+            InputError: nothing is left.
         """
+        first, last = (datetime.fromtimestamp(at(reviews.times), UTC).date() for at in (np.min, np.max))
         kept = np.ones(len(reviews.users), bool)
         for day, side in ((self.since, np.greater_equal), (self.until, np.less)):
             if day is not None:
@@ -312,7 +320,8 @@ class Filter:
         core = reviews.take(k_core(reviews.users, reviews.items, self.k))
         if not len(core.users):
             raise InputError(
-                f"nothing is left: of {len(kept)} reviews {len(reviews.users)} pass, none in a {self.k}-core."
+                f"nothing is left: of {len(kept)} reviews from {first} to {last} {len(reviews.users)} pass, none in a "
+                f"{self.k}-core."
             )
         return core
 
@@ -352,18 +361,26 @@ def build(
             )
         yield f"{folder} was made before, with the same settings"
         return
-    if reviews_path is None or products_path is None:
-        fetched = [(url, raw / release / url.rpartition("/")[2]) for url in urls(category, release, kept.k)]
-        reviews_path = reviews_path or download(*fetched[0])
-        products_path = products_path or download(*fetched[1])
-    reviews = read_reviews(reviews_path)
+    for given in filter(None, (reviews_path, products_path)):
+        if not given.is_file():  # before the other one is read or fetched
+            raise InputError(f"{given} is not a file.")
+    reviews_file, products_file = reviews_path, products_path
+    if reviews_file is None or products_file is None:
+        of_reviews, of_products = urls(category, release, kept.k)
+        if reviews_file is None:
+            yield f"downloading {of_reviews}"
+            reviews_file = download(of_reviews, raw / release / of_reviews.rpartition("/")[2])
+        if products_file is None:
+            yield f"downloading {of_products}"
+            products_file = download(of_products, raw / release / of_products.rpartition("/")[2])
+    reviews = read_reviews(reviews_file)
     yield f"{len(reviews.users):,} reviews of {len(reviews.item_names):,} items by {len(reviews.user_names):,} users"
     if reviews.broken:
-        yield f"{len(reviews.broken):,} broken lines in {reviews_path}, the first is line {reviews.broken[0]}"
+        yield f"{len(reviews.broken):,} broken lines in {reviews_file}, the first is line {reviews.broken[0]}"
     products: dict[str, Product] = {}
     titles, broken = None, 0
     if kept.max_title_words is not None:  # then texts decide what stays, and are read first
-        products, broken = read_products(products_path, set(reviews.item_names))
+        products, broken = read_products(products_file, set(reviews.item_names))
         titles = {name: product.title for name, product in products.items()}
     core = kept.apply(reviews, titles)
     names, items, times = sequences(core)
@@ -372,12 +389,14 @@ def build(
         raise InputError("no user has 3 items, of which one is to train, one to validate and one to test.")
     numbers = numbered({name for row in long for name in items[row]})
     if titles is None:
-        products, broken = read_products(products_path, numbers)
+        products, broken = read_products(products_file, numbers)
     if broken:
-        yield f"{broken:,} broken lines in {products_path}"
+        yield f"{broken:,} broken lines in {products_file}"
     missing = sum(name not in products for name in numbers)
     if missing:
         yield f"{missing:,} of {len(numbers):,} items have no metadata; their texts are empty"
+    if not any(products[name].title for name in numbers if name in products):
+        raise InputError(f"{products_file}: no title of any of the {len(numbers):,} items. Is it a file of products?")
     order = numbered([names[row] for row in long])
     long.sort(key=lambda row: order[names[row]])
     users = [f"u{number}" for number in range(len(long))]

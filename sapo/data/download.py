@@ -3,6 +3,7 @@
 import http.client
 import io
 import ssl
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -55,10 +56,11 @@ def download(url: str, path: str | Path, attempts: int = 6, pause: float = 2.0) 
         came = _size(part) > furthest  # a server without ranges starts again each time: that alone is no progress
         furthest, failed = max(furthest, _size(part)), 0 if came else failed + 1
         if failed >= attempts:
-            raise InputError(
-                f"{url}: {problem}, {attempts} times in a row. What came stays in {part}; the same command goes on."
-            )
-        time.sleep(0 if came else pause * 2 ** (failed - 1))
+            kept = f"What came stays in {part}; the same command goes on." if part.exists() else "Nothing came."
+            raise InputError(f"{url}: {problem}, {attempts} times in a row. {kept} A file of your own is read too.")
+        wait = 0 if came else pause * 2 ** (failed - 1)
+        print(f"{path.name}: {problem}; again{f' in {wait:g} s' if wait else ''}", file=sys.stderr)
+        time.sleep(wait)
 
 
 def _fetch(url: str, part: Path, mark: Path) -> bool:

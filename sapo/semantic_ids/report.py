@@ -6,9 +6,10 @@ no choice (a *forced* step, which is not trained on), and codes that are used ag
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -49,6 +50,36 @@ def sid_report(
     if categories is not None:
         facts["same_category_0"] = same_category(torch.zeros(len(sids), dtype=torch.long), categories)
     return facts
+
+
+WORDS = {
+    "codes": "codes in use",
+    "perplexity": "codes effectively used",
+    "conditional_entropy": "bits that a code says after those before it",
+    "branching": "children of a node",
+    "forced": "share of items whose prefix leaves one code",
+    "fixed_after": "share of items that no other shares its codes with",
+    "chance": "of equal codes, share after different ones",
+    "neighbours_share": "nearest neighbours with the same codes so far",
+    "same_category": "pairs with the same codes that share a category",
+    "items": "items",
+    "collision_rate": "share of items with a SID of another item too",
+    "collisions_before": "the same before items were moved or counted",
+    "reconstruction_error": "variance of the vectors that codes leave",
+}
+
+
+def report_table(facts: Mapping[str, float]) -> pd.DataFrame:
+    """A report in words: a row a fact, a column a level; what is of no level stands under "all". Level 0 is any two
+    items."""
+    cells: dict[str, dict[str, float]] = {}
+    for name, value in facts.items():
+        stem, _, level = name.rpartition("_")
+        fact, column = (stem, level) if level.isdigit() else (name, "all")
+        cells.setdefault(WORDS[fact], {})[column] = value
+    table = pd.DataFrame(cells).T
+    order = [*sorted(name for name in table.columns if name != "all"), "all"]
+    return table.reindex(columns=[name for name in order if name in table.columns])
 
 
 def groups(rows: Int[Tensor, "N d"]) -> Int[Tensor, "N"]:

@@ -1,6 +1,8 @@
 """From texts to semantic IDs: vectors, codes, collisions; saved with the catalogue, for the SIDs of later items."""
 
 import json
+import math
+import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -62,14 +64,21 @@ class ItemTokenizer:
             split: from whose training sequences "letter" learns who takes what together.
 
         Raises:
-            InputError: fewer items than codes, texts without words, "letter" without a split.
+            InputError: fewer items than codes, or more than SIDs if none may be shared; texts without words; "letter"
+                without a split.
         """
         config = self.config
         self._text = TextVectors(seed=config.seed) if config.vectors == "tfidf" else None
         self.vectors = torch.from_numpy(
             self._text.fit(texts) if self._text else sentence_vectors(texts, config.vectors)
         )
-        self.quantizer = quantizer(config, config.levels or default_levels(len(texts)))
+        levels = config.levels or default_levels(len(texts))
+        if config.collisions in ("reassign", "share_out") and math.prod(levels) < len(texts):
+            raise InputError(
+                f"levels {levels} make {math.prod(levels)} SIDs for {len(texts)} items, so that items must share some: "
+                "use more codes or levels, or collisions extra_token or leave."
+            )
+        self.quantizer = quantizer(config, levels)
         if isinstance(self.quantizer, Letter):
             if split is None:
                 raise InputError("letter learns from who takes what together: give a split.")
@@ -97,7 +106,17 @@ class ItemTokenizer:
 
     def encode(self, texts: Sequence[str]) -> Int[Tensor, "N K"]:
         """SIDs of other items, without fitting again. They may share SIDs, with one another and with fitted items; an
-        extra token is 0."""
+        extra token is 0.
+
+        Args:
+            texts: one an item, of title, brand, category and description as `item_texts` joins them. A text without a
+                word that was fitted gets a SID that says nothing of it.
+
+        Raises:
+            InputError: one text that is not in a list.
+        """
+        if isinstance(texts, str):
+            raise InputError("texts is one text; give a list of texts, one an item.")
         vectors = self._text.encode(texts) if self._text else sentence_vectors(texts, self.config.vectors)
         codes = self.quantizer.encode(torch.from_numpy(vectors))
         if self.config.collisions == "extra_token":
@@ -191,16 +210,27 @@ def _notes(path: str | Path) -> dict[str, Any]:
 
 
 def tokenize_folder(
-    folder: str | Path, name: str, config: TokenizerConfig, split: Split | None = None
+    folder: str | Path, name: str, config: TokenizerConfig, split: Split | None = None, replace: bool = False
 ) -> tuple[Catalog, ItemTokenizer]:
     """Learn SIDs of a data folder's items; writes `<name>.tsv.gz` and `<name>.safetensors` there.
 
+    Args:
+        replace: whether SIDs of this name that a tokenizer of ours made may go.
+
     Raises:
-        InputError: as `ItemTokenizer.fit`; SIDs of this name that were made elsewhere.
+        InputError: as `ItemTokenizer.fit`; a name that is none of a file; SIDs that have it already.
     """
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise InputError(f"{name!r} is no name of SIDs; letters, digits, - and _ make one.")
     saved = Path(folder) / f"{name}.safetensors"
-    if any(Path(folder).glob(f"{name}.tsv*")) and not saved.exists():
-        raise InputError(f"{folder} has {name} that no tokenizer of ours made; give ours another name (--name).")
+    if any(Path(folder).glob(f"{name}.tsv*")):
+        if not saved.exists():
+            raise InputError(f"{folder} has {name} that no tokenizer of ours made; give ours another name (--name).")
+        if not replace:
+            raise InputError(
+                f"{folder} has {name} already, of {ItemTokenizer.load(saved).config.method}: policies may have been "
+                "trained on them. Give other ones another name (--name), or say --replace."
+            )
     texts, tokenizer = load_texts(folder), ItemTokenizer(config)
     sids = tokenizer.fit(item_texts(texts), split, progress=True)
     catalog = Catalog(Path(folder).resolve().name, sids, item_ids=list(range(len(sids))), **texts)
