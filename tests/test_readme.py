@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from sapo.analysis.ranks import Ranks
 from sapo.analysis.results import paired_gains, read_results
 from sapo.analysis.statistics import seed_interval
 from sapo.credit.objectives import OBJECTIVES
@@ -235,3 +236,30 @@ def test_speed_is_that_of_the_record():
     update, rollouts = (seconds.loc[64, what] / seconds.loc[4, what] for what in ("policy update", "sampling rollouts"))
     shown = f"16 times the completions cost {update:.1f} times the time of an update and {rollouts:.1f} of the rollouts"
     assert shown in text
+
+
+def test_systems_are_those_of_the_record():
+    record = ROOT / "paper_figures" / "data"
+    rows = read_results(record / "results.csv")
+    rows = rows[(rows["dataset"] == "industrial") & (rows["preset"] == "baseline")]
+    mean = rows[rows["metric"].isin(["recall@10", "ndcg@10"])].groupby(["method", "metric"])["value"].mean()
+    published = read_results(record / "published.csv")
+    published = published[(published["dataset"] == "industrial") & (published["metric"] == "recall@10")]
+    published = published.set_index("method")["value"]
+    for label, method in {
+        "SASRec, softmax over all items": "SASRec softmax",
+        "co-occurrence (counting, no training)": "cooccurrence",
+        "HSTU": "HSTU",
+        "SASRec, one negative as published": "SASRec",
+        "Caser": "Caser",
+        "GRU4Rec": "GRU4Rec",
+    }.items():
+        known = published.get(f"{method} (MiniOneRec)")
+        theirs = "" if known is None else f"{known:.3f} "
+        assert f"| {label} | {mean[method, 'recall@10']:.3f} | {mean[method, 'ndcg@10']:.3f} | {theirs}|" in README
+        if known is not None:  # within a tenth of what is published, or above
+            assert mean[method, "recall@10"] >= 0.9 * known
+    place = ("industrial", "published_test", "baseline")
+    gain = Ranks(record).gain((*place, "cooccurrence"), (*place, "SASRec softmax"), "ndcg@10")
+    assert f"{gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]" in README
+    assert set(rows.loc[rows["metric"] == "ndcg@10", "n"]) == {4533}

@@ -411,7 +411,7 @@ def neighbours(items):
 @pytest.mark.parametrize("collisions", ["reassign", "share_out", "extra_token", "leave"])
 def test_later_items_get_sids_from_a_saved_tokenizer(method, collisions, tmp_path):
     texts = [f"{words} kind{n % 3}" for n, words in enumerate(WORDS * 3)]
-    tokenizer = ItemTokenizer(TokenizerConfig(method, (4, 4), collisions=collisions, epochs=3))
+    tokenizer = ItemTokenizer(TokenizerConfig(method, (8, 16), collisions=collisions, epochs=3))
     codes = tokenizer.fit(texts, neighbours(108).leave_one_out())
     assert codes.shape == (108, 3 if collisions == "extra_token" else 2)
     if collisions == "extra_token":
@@ -433,7 +433,7 @@ def test_bad_tokenizers_say_so(tmp_path):
     with pytest.raises(InputError, match="is no tokenizer"):
         ItemTokenizer.load(tmp_path / "x.safetensors")
     with pytest.raises(InputError, match="give a split"):
-        ItemTokenizer(TokenizerConfig("letter", (4, 4))).fit(WORDS)
+        ItemTokenizer(TokenizerConfig("letter", (8, 8))).fit(WORDS)
 
 
 @pytest.mark.parametrize("collisions", ["reassign", "share_out"])
@@ -445,7 +445,9 @@ def test_fewer_sids_than_items_are_refused(collisions):
 
 
 def test_sids_are_not_replaced_unasked(tmp_path):
-    SyntheticCatalogue(SyntheticConfig((4, 4), num_items=16, num_users=40)).catalog.save(tmp_path)
+    SyntheticCatalogue(SyntheticConfig((4, 4), num_items=16, num_users=40, predictability=(0.8, 0.8))).catalog.save(
+        tmp_path
+    )
     first, second = (TokenizerConfig("rkmeans", (4, 8), seed=seed) for seed in (0, 1))
     tokenize_folder(tmp_path, "sids_ours", first)
     before = (tmp_path / "sids_ours.tsv.gz").read_bytes()
@@ -489,7 +491,7 @@ def test_sids_of_a_split_are_refused_on_another(tmp_path):
     split = interactions.leave_one_out()
     other = Interactions(interactions.user_ids[1:], interactions.items[1:], 36).leave_one_out()
     for name, method in (("sids_text", "rqvae"), ("sids_letter", "letter")):
-        tokenize_folder(tmp_path, name, TokenizerConfig(method, (4, 4), epochs=1), split)
+        tokenize_folder(tmp_path, name, TokenizerConfig(method, (8, 8), epochs=1), split)
     assert ItemTokenizer.load(tmp_path / "sids_letter.safetensors").learnt_from == [split.name, split.data_hash]
     refuse_another_split(tmp_path, "sids_letter", split)
     for name in ("sids_none", "sids_text"):  # nothing is known, or nothing was looked at
