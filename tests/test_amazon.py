@@ -64,8 +64,9 @@ def test_ratings_of_either_release(tmp_path, item_first):
 
 def test_names_of_columns_are_no_broken_line(tmp_path):
     lines = ["user_id,parent_asin,rating,timestamp", "u1,B000000001,5.0,86400", "u2,B000000001,3.0,nonsense"]
+    lines.append("u3,B000000001,4.0,86400")
     reviews = read_reviews(write_lines(tmp_path / "ratings.csv", lines))
-    assert (len(reviews.users), reviews.broken) == (1, [3])
+    assert (len(reviews.users), reviews.broken) == (2, [3])
 
 
 def test_another_format_is_one_message(tmp_path):

@@ -24,12 +24,14 @@ class ResidualKMeans:
         level_sizes: codes of each level, at most as many as items.
         balanced: whether codes of a level have equally many items, give or take one.
         iterations: of Lloyd's algorithm, at most.
+        starts: of plain k-means on each level, of which the one with the least error is kept.
         seed: of the first centroids.
     """
 
     level_sizes: tuple[int, ...] = (256, 256, 256)
     balanced: bool = False
     iterations: int = 50
+    starts: int = 4
     seed: int = 0
     codebooks: list[Float[Tensor, "C D"]] = field(default_factory=list, repr=False)
 
@@ -45,8 +47,8 @@ class ResidualKMeans:
         self.codebooks = []
         levels = range(len(self.level_sizes))
         for level in progress_bar("residual k-means", levels) if progress else levels:
-            cluster = balanced_kmeans if self.balanced else kmeans
-            centroids, assigned = cluster(residual, self.level_sizes[level], self.iterations, self.seed + level)
+            settings = (residual, self.level_sizes[level], self.iterations, self.seed + level)
+            centroids, assigned = balanced_kmeans(*settings) if self.balanced else kmeans(*settings, self.starts)
             self.codebooks.append(centroids)
             codes.append(assigned)
             residual = residual - centroids[assigned]
@@ -104,15 +106,16 @@ def distances(vectors: Float[Tensor, "N D"], centroids: Float[Tensor, "C D"]) ->
 
 
 def kmeans(
-    vectors: Float[Tensor, "N D"], clusters: int, iterations: int, seed: int
+    vectors: Float[Tensor, "N D"], clusters: int, iterations: int, seed: int, starts: int = 1
 ) -> tuple[Float[Tensor, "C D"], Int[Tensor, "N"]]:
-    """Lloyd's algorithm from k-means++ centroids (scikit-learn's); the centroids, and the nearest of each vector."""
+    """Lloyd's algorithm from k-means++ centroids (scikit-learn's), the best of so many starts; the centroids, and the
+    nearest of each vector."""
     from sklearn.cluster import KMeans
     from sklearn.exceptions import ConvergenceWarning
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # items that are alike leave codes over
-        model = KMeans(clusters, n_init=1, max_iter=iterations, random_state=seed).fit(vectors.numpy())
+        model = KMeans(clusters, n_init=starts, max_iter=iterations, random_state=seed).fit(vectors.numpy())
     centroids = torch.from_numpy(model.cluster_centers_.astype(np.float32))
     return centroids, nearest(vectors, centroids)
 
