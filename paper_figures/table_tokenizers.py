@@ -74,8 +74,8 @@ def main(out: Path, results: Path | None = None) -> list[Artefact]:
         "1 and the number effectively used. Error: variance of the vectors that codes leave, before moving. "
         "Neighbours: items whose nearest neighbour has their first code. Category: pairs with the same first code "
         "whose category, two names deep, is the same. Forced: items whose prefix leaves one code for the last step. "
-        "Chance: of two random items with the same last code, how often codes before it differ. Seconds of fitting on "
-        "one core."
+        "Chance: of two random items with the same last code, how often codes before it differ. Seconds of fitting by "
+        "one thread, other work beside it."
     )
     files = save_table(table, out, NAME, caption)
     return [Artefact(NAME, "Tokenizers", caption, "measured, published", files, path, table)]

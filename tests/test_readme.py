@@ -263,3 +263,15 @@ def test_systems_are_those_of_the_record():
     gain = Ranks(record).gain((*place, "cooccurrence"), (*place, "SASRec softmax"), "ndcg@10")
     assert f"{gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]" in README
     assert set(rows.loc[rows["metric"] == "ndcg@10", "n"]) == {4533}
+
+
+def test_collisions_are_those_of_the_record():
+    rows = pd.read_csv(ROOT / "paper_figures" / "data" / "tokenizers.csv")
+    rows = rows[rows["dataset"] == "industrial_full"]
+    mean = rows.groupby(["tokenizer", "metric"])["value"].mean().mul(100).round(1)
+    text = " ".join(README.split())
+    kmeans, rqvae = (mean[method, "collisions_before"] for method in ("rkmeans", "rqvae"))
+    theirs = [mean[sids, "collision_rate"] for sids in ("sids_rkmeans", "sids", "sids_letter")]
+    assert f"k-means leaves {kmeans} % of the items in collisions (published with the data: {theirs[0]} %)" in text
+    assert f"RQ-VAE {rqvae} % ({theirs[1]} %)" in text
+    assert f"LETTER after its own rounds {mean['letter', 'collisions_shared_out']} % ({theirs[2]} %)" in text
