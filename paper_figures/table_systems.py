@@ -24,8 +24,8 @@ def systems(results: pd.DataFrame) -> pd.DataFrame:
     measured = results[(results["source"] == "measured") & results["preset"].isin(PRESETS)]
     fitted = measured.loc[measured["preset"] == "baseline", PLACE].drop_duplicates()
     rows = measured.merge(fitted, on=PLACE)
-    first = rows.groupby([*PLACE, "method"])["preset"].transform("min")  # in the order of the alphabet
-    rows = rows[rows["preset"] == first]
+    order = rows["preset"].map(PRESETS.index)
+    rows = rows[order == order.groupby([rows[name] for name in (*PLACE, "method")]).transform("min")]
     tested = rows[rows["metric"].isin(METRICS)]
     most = tested.groupby(PLACE)["n"].transform("max")
     part = tested.loc[tested["n"] < most, [*PLACE, "method"]].drop_duplicates()
@@ -94,7 +94,8 @@ def main(out: Path, results: Path | None = None) -> list[Artefact]:
         "validation rows of the first seed. Minutes of one fit by one core, others beside it. Published models of "
         f"office and industrial were trained on more rows than are at hand. {NOTES}"
     )
-    made = [Artefact(NAME, "All systems", caption, "measured, published", (), path, table)]
+    files = save_table(table, out, NAME, caption)
+    made = [Artefact(NAME, "All systems", caption, "measured, published", files, path, table)]
     compared = gains(rows, Ranks(path.parent))
     if compared.empty:
         raise InputError(f"{path.parent / RANKS} holds no two of the methods of {path}.")
@@ -102,12 +103,8 @@ def main(out: Path, results: Path | None = None) -> list[Artefact]:
         "Each system against the next best in every column: the difference of means over seeds on the same test rows, "
         f"with the 95 % interval of a paired bootstrap that draws users with all their rows. Test rows: {tested}."
     )
-    made.append(Artefact(f"{NAME}-gains", "Gains over the next best", caption, "measured", (), path, compared))
-    return [
-        Artefact(a.name, a.title, a.caption, a.source, save_table(a.table, out, a.name, a.caption), a.read, a.table)
-        for a in made
-        if a.table is not None
-    ]
+    files = save_table(compared, out, f"{NAME}-gains", caption)
+    return [*made, Artefact(f"{NAME}-gains", "Gains over the next best", caption, "measured", files, path, compared)]
 
 
 if __name__ == "__main__":

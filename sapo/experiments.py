@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from sapo.analysis.evaluation import evaluate_policy, ranking_metrics
+from sapo.analysis.evaluation import evaluate_policy, rank_of_hit, ranking_metrics
 from sapo.analysis.ranks import RANKS, ROWS, add_ranks, merge_ranks
 from sapo.analysis.results import WORLD, add_results, others, read_results
 from sapo.baselines.cooccurrence import CoOccurrence
@@ -186,9 +186,8 @@ def run_references(job: Job) -> None:
             for k, rate in enumerate((sids[ranked[:, 0]] == sids[target]).float().mean(0).tolist())
         }
         tables.append(folder.results("measured", metrics, len(rows)).assign(method=name))
-        hit = ranked == target[:, None]
-        rank = torch.where(hit.any(1), hit.int().argmax(1) + 1, 0).tolist()
-        ranks.append(pd.DataFrame({"method": name, "user": rows.user, "target": rows.target, "rank": rank}))
+        rank = rank_of_hit(ranked == target[:, None])
+        ranks.append(pd.DataFrame({"method": name, "user": rows.user, "target": rows.target, "rank": rank.tolist()}))
     if world.synthetic is not None:
         optimum = world.synthetic.optimum(rows, KS)
         tables.append(folder.results("exact", optimum, len(rows)).assign(method="optimum"))

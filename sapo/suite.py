@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from safetensors.torch import load_model, save_model
 
-from sapo.analysis.evaluation import ranking_metrics
+from sapo.analysis.evaluation import rank_of_hit, ranking_metrics
 from sapo.analysis.ranks import add_ranks
 from sapo.analysis.results import add_results
 from sapo.baselines.caser import Caser
@@ -103,8 +103,7 @@ def rank_test_rows(job: Job, name: str, number: int, seed: int) -> None:
     model = build(job, name, number, seed)
     load_model(model, str(folder.path / "model.safetensors"))
     ranked, target = model.rank(rows.history, max(KS), rows.user), torch.tensor(rows.target)
-    hit = ranked == target[:, None]
-    rank = torch.where(hit.any(1), hit.int().argmax(1) + 1, 0)
+    rank = rank_of_hit(ranked == target[:, None])
     users = pd.DataFrame({"user": rows.user, "target": rows.target, "rank": rank.tolist()})
     write_table(users, folder.path / "per_user.csv.gz")
     write_table(folder.results("measured", ranking_metrics(ranked, target, KS), len(rows)), folder.path / "test.csv")

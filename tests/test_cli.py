@@ -228,7 +228,11 @@ def test_from_raw_files_to_figures(tiny, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "1 broken lines" in said
     assert "360 interactions of 24 items by 40 users are left" in said
-    for words in ("codes effectively used", "the same before items were moved", "variance of the vectors that codes"):
+    for words in (
+        "codes effectively used",
+        "share of items with a SID of another item, as learnt",
+        "variance of the vectors that codes leave",
+    ):
         assert words in said
     tiny("data", "describe", shop)
     assert "target of the day of the item before" in capsys.readouterr().out

@@ -9,7 +9,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sapo.analysis.evaluation import duplicate_share, match_rates, ranking_metrics, sid_ranking_metrics, valid_share
+from sapo.analysis.evaluation import (
+    duplicate_share,
+    match_rates,
+    rank_of_hit,
+    ranking_metrics,
+    sid_ranking_metrics,
+    valid_share,
+)
 from sapo.errors import InputError
 
 CATALOGUE = torch.tensor([[0, 0], [0, 1], [0, 1], [1, 0], [0, 1], [2, 3]])  # (0, 1) names the items 1, 2 and 4
@@ -149,3 +156,8 @@ def test_match_rates_count_a_right_code_under_a_wrong_prefix():
     first = torch.tensor([[0, 1, 2], [5, 1, 2], [-1, -1, -1], [0, 0, 0]])
     target = torch.tensor([[0, 1, 2]] * 4)
     assert match_rates(first, target) == {"match_level_1": 0.5, "match_level_2": 0.5, "match_level_3": 0.5}
+
+
+def test_rank_of_the_first_hit():
+    hit = torch.tensor([[0, 1, 1], [1, 0, 0], [0, 0, 0], [0, 0, 1]]).bool()
+    assert rank_of_hit(hit).tolist() == [2, 1, 0, 3]

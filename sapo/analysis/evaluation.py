@@ -8,7 +8,7 @@ from typing import Literal, overload
 
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sapo.credit.rewards import step_match
@@ -128,6 +128,12 @@ def match_rates(first: Int[Tensor, "U K"], target: Int[Tensor, "U K"]) -> dict[s
     return {f"match_level_{level}": rate for level, rate in enumerate(rates, start=1)}
 
 
+def rank_of_hit(hit: Bool[Tensor, "U R"]) -> Int[Tensor, "U"]:
+    """The first place of a ranking that is right, counted from 1; 0 where none is."""
+    before = _first(hit)
+    return torch.where(before < hit.shape[1], before + 1, 0)
+
+
 def _check(rows: torch.Size, target: Tensor, ks: tuple[int, ...], places: int) -> None:
     if target.shape != rows or not len(target):
         raise InputError(f"ranked has {rows[0]} rows and target has shape {tuple(target.shape)}: one target a row.")
@@ -223,7 +229,7 @@ def evaluate_policy(
     for name in searches:
         metrics |= {name + key: value for key, value in sid_ranking_metrics(ranked[name], target, sids, ks).items()}
         hit = (ranked[name] == sids[target][:, None]).all(-1)
-        users[f"{name}rank"] = torch.where(hit.any(1), hit.int().argmax(1) + 1, 0).numpy()
+        users[f"{name}rank"] = rank_of_hit(hit).numpy()
     by_item = sid_ranking_metrics(ranked[""], target, sids, ks, collisions="item")
     metrics |= {f"item/{key}": value for key, value in by_item.items()}
     metrics |= match_rates(ranked[""][:, 0], sids[target])

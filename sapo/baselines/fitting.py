@@ -26,6 +26,8 @@ class Recommender(nn.Module, ABC):
         max_history: of longer histories the last items are read.
     """
 
+    ranked_together = 512  # histories of similar lengths
+
     def __init__(self, num_items: int, max_history: int):
         super().__init__()
         self.num_items, self.max_history = num_items, max_history
@@ -39,10 +41,35 @@ class Recommender(nn.Module, ABC):
         """Of a batch of examples, by their numbers."""
 
     @abstractmethod
+    def best(self, histories: Sequence[Sequence[int]], users: Sequence[str], k: int) -> Int[Tensor, "B k"]:
+        """The k best items of a batch, as `rank` gives them for any number of histories."""
+
+    @torch.no_grad()
     def rank(
         self, histories: Sequence[Sequence[int]], k: int, users: Sequence[str] | None = None
     ) -> Int[Tensor, "R k"]:
-        """The k best items for every history, best first, -1 where there is none."""
+        """The k best items for every history, best first; items of the history are not removed.
+
+        Args:
+            users: whose histories they are; nobody that is known where None.
+
+        Raises:
+            InputError: k outside 1..N; a history without an item.
+        """
+        if not 1 <= k <= self.num_items:
+            raise InputError(f"k is {k}; there are {self.num_items} items to rank.")
+        if not all(histories):
+            raise InputError("a history is empty; what comes next is read from its items.")
+        names = [""] * len(histories) if users is None else users
+        training = self.training
+        self.eval()
+        order = sorted(range(len(histories)), key=lambda row: len(histories[row]))
+        ranked = torch.empty(len(histories), k, dtype=torch.long)
+        for start in range(0, len(order), self.ranked_together):
+            part = order[start : start + self.ranked_together]
+            ranked[part] = self.best([histories[row] for row in part], [names[row] for row in part], k).cpu()
+        self.train(training)
+        return ranked
 
 
 @dataclass(frozen=True)

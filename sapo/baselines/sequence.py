@@ -61,36 +61,12 @@ class SequenceModel(Recommender):
         numbers = torch.tensor([self.user_numbers.get(user, 0) for user in users])
         return pad_sequence(items, batch_first=True, padding_value=self.num_items).to(device), numbers.to(device)
 
-    @torch.no_grad()
-    def rank(
-        self, histories: Sequence[Sequence[int]], k: int, users: Sequence[str] | None = None, batch_size: int = 512
-    ) -> Int[Tensor, "R k"]:
-        """The k best items for every history, best first; items of the history are not removed.
-
-        Args:
-            users: whose histories they are; nobody that is known where None.
-
-        Raises:
-            InputError: k outside 1..N; a history without an item.
-        """
-        if not 1 <= k <= self.num_items:
-            raise InputError(f"k is {k}; there are {self.num_items} items to rank.")
-        if not all(histories):
-            raise InputError("a history is empty; what comes next is read from its items.")
-        names = [""] * len(histories) if users is None else users
-        training = self.training
-        self.eval()
-        table = self.table()
-        order = sorted(range(len(histories)), key=lambda row: len(histories[row]))
-        ranked = torch.empty(len(histories), k, dtype=torch.long)
-        for start in range(0, len(order), batch_size):
-            part = order[start : start + batch_size]
-            items, numbers = self.tensors([histories[row] for row in part], [names[row] for row in part])
-            last = (items != self.num_items).sum(1) - 1
-            states = self(items, numbers)[torch.arange(len(part)), last]
-            ranked[part] = (states @ table.T).topk(k).indices.cpu()
-        self.train(training)
-        return ranked
+    def best(self, histories: Sequence[Sequence[int]], users: Sequence[str], k: int) -> Int[Tensor, "B k"]:
+        """The items with the largest products of their rows and the last states."""
+        items, numbers = self.tensors(histories, users)
+        last = (items != self.num_items).sum(1) - 1
+        states = self(items, numbers)[torch.arange(len(items), device=items.device), last]
+        return (states @ self.table().T).topk(k).indices
 
 
 def loss_of(

@@ -20,7 +20,6 @@ from torch.nn.utils.rnn import pad_sequence
 
 from sapo.baselines.fitting import FitConfig, Recommender
 from sapo.data.interactions import Split
-from sapo.errors import InputError
 from sapo.policy.beam_search import constrained_beam_search
 from sapo.semantic_ids.collisions import collision_rate, extra_token
 from sapo.semantic_ids.trie import SidTrie
@@ -37,6 +36,7 @@ class Tiger(Recommender):
         beams: of the search, at least k.
     """
 
+    ranked_together = 64
     tokens: Int[Tensor, "N K"]
 
     def __init__(
@@ -102,46 +102,21 @@ class Tiger(Recommender):
             lines.append(line)
         return pad_sequence(lines, batch_first=True)
 
-    @torch.no_grad()
-    def rank(
-        self, histories: Sequence[Sequence[int]], k: int, users: Sequence[str] | None = None, batch_size: int = 64
-    ) -> Int[Tensor, "R k"]:
-        """The k best items for every history, best first, -1 where there is none.
-
-        Raises:
-            InputError: k outside 1..N; a history without an item.
-        """
-        if not 1 <= k <= self.num_items:
-            raise InputError(f"k is {k}; there are {self.num_items} items to rank.")
-        if not all(histories):
-            raise InputError("a history is empty; what comes next is read from its items.")
-        names = [""] * len(histories) if users is None else users
-        training = self.training
-        self.eval()
-        order = sorted(range(len(histories)), key=lambda row: len(histories[row]))
-        ranked = torch.full((len(histories), k), -1)
-        for start in range(0, len(order), batch_size):
-            part = order[start : start + batch_size]
-            prompts = self.prompts([histories[row] for row in part], [names[row] for row in part])
-            read = self._encode(prompts)
-
-            def step(rows: Tensor, written: Tensor, read: Tensor = read, prompts: Tensor = prompts) -> Tensor:
-                return self._logits(read[rows], prompts[rows], written)[:, -1]
-
-            beams = constrained_beam_search(
-                None,
-                prompts,
-                (prompts > 0).long(),
-                self.trie,
-                self.level_tokens,
-                max(k, self.beams),
-                num_return=k,
-                step_fn=step,
-            )
-            items = [[self._item.get(tuple(sid), -1) for sid in of_row] for of_row in beams.sids.tolist()]
-            ranked[part] = torch.tensor(items)
-        self.train(training)
-        return ranked
+    def best(self, histories: Sequence[Sequence[int]], users: Sequence[str], k: int) -> Int[Tensor, "B k"]:
+        """The items of the k best beams."""
+        prompts = self.prompts(histories, users)
+        read = self._encode(prompts)
+        beams = constrained_beam_search(
+            None,
+            prompts,
+            (prompts > 0).long(),
+            self.trie,
+            self.level_tokens,
+            max(k, self.beams),
+            num_return=k,
+            step_fn=lambda rows, written: self._logits(read[rows], prompts[rows], written)[:, -1],
+        )
+        return torch.tensor([[self._item[tuple(sid)] for sid in of_row] for of_row in beams.sids.tolist()])
 
     def _encode(self, prompts: Int[Tensor, "B P"]) -> Float[Tensor, "B P D"]:
         return self.network.encoder(input_ids=prompts, attention_mask=(prompts > 0).long()).last_hidden_state

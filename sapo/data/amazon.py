@@ -361,26 +361,24 @@ def build(
             )
         yield f"{folder} was made before, with the same settings"
         return
-    for given in filter(None, (reviews_path, products_path)):
-        if not given.is_file():  # before the other one is read or fetched
-            raise InputError(f"{given} is not a file.")
-    reviews_file, products_file = reviews_path, products_path
-    if reviews_file is None or products_file is None:
-        of_reviews, of_products = urls(category, release, kept.k)
-        if reviews_file is None:
-            yield f"downloading {of_reviews}"
-            reviews_file = download(of_reviews, raw / release / of_reviews.rpartition("/")[2])
-        if products_file is None:
-            yield f"downloading {of_products}"
-            products_file = download(of_products, raw / release / of_products.rpartition("/")[2])
-    reviews = read_reviews(reviews_file)
+    for named in filter(None, (reviews_path, products_path)):
+        if not named.is_file():  # before the other one is read or fetched
+            raise InputError(f"{named} is not a file.")
+    if reviews_path is None or products_path is None:
+        fetched = [(url, raw / release / url.rpartition("/")[2]) for url in urls(category, release, kept.k)]
+        for given, (url, path) in zip((reviews_path, products_path), fetched, strict=True):
+            if given is None and not path.is_file():
+                yield f"downloading {url}"
+                download(url, path)
+        reviews_path, products_path = reviews_path or fetched[0][1], products_path or fetched[1][1]
+    reviews = read_reviews(reviews_path)
     yield f"{len(reviews.users):,} reviews of {len(reviews.item_names):,} items by {len(reviews.user_names):,} users"
     if reviews.broken:
-        yield f"{len(reviews.broken):,} broken lines in {reviews_file}, the first is line {reviews.broken[0]}"
+        yield f"{len(reviews.broken):,} broken lines in {reviews_path}, the first is line {reviews.broken[0]}"
     products: dict[str, Product] = {}
     titles, broken = None, 0
     if kept.max_title_words is not None:  # then texts decide what stays, and are read first
-        products, broken = read_products(products_file, set(reviews.item_names))
+        products, broken = read_products(products_path, set(reviews.item_names))
         titles = {name: product.title for name, product in products.items()}
     core = kept.apply(reviews, titles)
     names, items, times = sequences(core)
@@ -389,14 +387,14 @@ def build(
         raise InputError("no user has 3 items, of which one is to train, one to validate and one to test.")
     numbers = numbered({name for row in long for name in items[row]})
     if titles is None:
-        products, broken = read_products(products_file, numbers)
+        products, broken = read_products(products_path, numbers)
     if broken:
-        yield f"{broken:,} broken lines in {products_file}"
+        yield f"{broken:,} broken lines in {products_path}"
     missing = sum(name not in products for name in numbers)
     if missing:
         yield f"{missing:,} of {len(numbers):,} items have no metadata; their texts are empty"
     if not any(products[name].title for name in numbers if name in products):
-        raise InputError(f"{products_file}: no title of any of the {len(numbers):,} items. Is it a file of products?")
+        raise InputError(f"{products_path}: no title of any of the {len(numbers):,} items. Is it a file of products?")
     order = numbered([names[row] for row in long])
     long.sort(key=lambda row: order[names[row]])
     users = [f"u{number}" for number in range(len(long))]

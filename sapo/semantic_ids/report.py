@@ -58,13 +58,13 @@ WORDS = {
     "conditional_entropy": "bits that a code says after those before it",
     "branching": "children of a node",
     "forced": "share of items whose prefix leaves one code",
-    "fixed_after": "share of items that no other shares its codes with",
+    "fixed_after": "share of items whose codes no other item has",
     "chance": "of equal codes, share after different ones",
     "neighbours_share": "nearest neighbours with the same codes so far",
     "same_category": "pairs with the same codes that share a category",
     "items": "items",
-    "collision_rate": "share of items with a SID of another item too",
-    "collisions_before": "the same before items were moved or counted",
+    "collision_rate": "share of items with a SID of another item",
+    "collisions_before": "share of items with a SID of another item, as learnt",
     "reconstruction_error": "variance of the vectors that codes leave",
 }
 
