@@ -38,6 +38,8 @@ class Run:
     """Objectives trained with every seed; the preset's where left out."""
     ablations: tuple[str, ...] | None = None
     """Objectives trained with the first seeds; the preset's where left out."""
+    systems: tuple[str, ...] = ()
+    """Other reasoning recommenders, trained with every seed: LC-Rec, MiniOneRec, SIDReasoner, OneRec-Think."""
     updates: int | None = None
     """Updates of stage 3; the preset's where left out."""
     iterations: int | None = None
@@ -63,6 +65,7 @@ class Run:
             recipe = replace(recipe, objectives=self.objectives)
         if self.ablations is not None:
             recipe = replace(recipe, ablations=self.ablations)
+        recipe = replace(recipe, systems=self.systems)
         stage3, name = recipe.stage3, recipe.preset  # another name, so that its rows are not taken for the preset's
         if self.updates is not None:
             stage3, name = replace(stage3, updates=self.updates), f"{name}-{self.updates}updates"

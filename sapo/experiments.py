@@ -7,6 +7,8 @@ identity (config, data, code, parent run) is finished under OUT is skipped; one 
     seed s: stage 1 ─┬─ stage 2 ─┬─ sapo, each learning rate ─┼─ results, dynamics and rollouts
                      │           └─ grpo, each learning rate ─┤
                      └─ stage 2 without thinking ─────────────┘
+
+Systems of the field (`sapo.systems`) add supervised stages of their own, and go on from them.
 """
 
 import hashlib
@@ -15,7 +17,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -36,13 +37,13 @@ from sapo.policy.policy import Policy
 from sapo.policy.prompts import build_tokenizer, common_words, frequent_words
 from sapo.policy.rationales import RationaleTraces, read_rationales
 from sapo.policy.rollout import grouped_rollouts
-from sapo.policy.traces import NodeDescriptors, Traces, leaks
+from sapo.policy.traces import NodeDescriptors, OneBlock, Traces, leaks
 from sapo.recipes import Recipe
 from sapo.runs import Job, RunFolder, read_recorded_runs, read_runs, write_table
+from sapo.systems import STAGES, SYSTEMS, objective_of, stage_of
 from sapo.training.progress import tidy_log
 from sapo.training.sft import train_supervised
 
-Stage = Literal["stage1", "stage2", "stage2_no_thinking"]
 KS = (1, 5, 10)
 REFERENCES: dict[str, Popularity | CoOccurrence] = {
     "popularity": Popularity(),
@@ -51,60 +52,58 @@ REFERENCES: dict[str, Popularity | CoOccurrence] = {
 }
 KEYS = {"dynamics.csv.gz": [*WORLD, "method"], "rollouts.csv.gz": WORLD}
 BOOKKEEPING = r"^completions/|/std$|^num_tokens$|^step_time$|/reward_mean$"  # stays in a run's log.csv
-SUPERVISED: tuple[Stage, ...] = ("stage1", "stage2", "stage2_no_thinking")
+CONTROLS = ("stage2", "stage2_no_thinking")  # supervised stages that every job reports
 
 
-def train_supervised_stage(job: Job, seed: int, stage: Stage) -> None:
-    """Stage 1; or, from its folder, stage 2; or the control that learns the next item for as many updates instead."""
-    folder = supervised_folder(job, seed, stage)
+def train_supervised_stage(job: Job, seed: int, name: str) -> None:
+    """One of STAGES, from the folder of the one it goes on from."""
+    folder = supervised_folder(job, seed, name)
     if folder.finished:
         return
-    recipe, world = job.recipe, job.world
-    config = recipe.stage1 if stage == "stage1" else recipe.stage2
-    if stage == "stage2_no_thinking":  # stage 1's task goes on, its share of titles included
+    recipe, world, stage = job.recipe, job.world, STAGES[name]
+    config = recipe.stage1 if stage.parent is None else recipe.stage2
+    if stage.parent and stage.task == "next_item":  # stage 1's task goes on, its share of titles included
         config = replace(config, title_share=recipe.stage1.title_share)
     resume, began = folder.start(config.updates), time.monotonic()
     words, traces = _words_and_traces(job)
-    if stage == "stage1":
+    thinking = stage.task == "thinking"
+    if stage.parent is None:
         tokenizer = build_tokenizer(world.catalog, words)
         model = build_backbone(recipe.backbone, tokenizer, seed)
         settings = (world.split.name, world.split.data_hash, recipe.block_budget, recipe.max_history)
         policy = Policy(model, tokenizer, world.catalog, *settings, thinking=False)
     else:
-        policy = Policy.load(supervised_folder(job, seed, "stage1").policy, world.catalog)
-        policy.thinking = stage == "stage2"
+        policy = Policy.load(supervised_folder(job, seed, stage.parent).policy, world.catalog)
+        policy = replace(policy, thinking=thinking)
+        if stage.one_block:  # the words of all blocks
+            policy = replace(policy, num_blocks=1, block_budget=world.catalog.num_levels * recipe.block_budget)
+            traces = OneBlock(traces)
     history = train_supervised(
-        policy,
-        world.split,
-        config,
-        "thinking" if policy.thinking else "next_item",
-        folder.path / "checkpoints",
-        seed,
-        traces,
-        resume,
+        policy, world.split, config, stage.task, folder.path / "checkpoints", seed, traces if thinking else None, resume
     )
     policy.save(folder.policy)
     write_table(tidy_log(history), folder.path / "log.csv")
     metrics: dict[str, float] = {}
     counts: dict[str, int] = {}
-    if stage != "stage1":
+    if stage.parent is not None:
         metrics, counts = _validate(job, policy)
-    if stage == "stage2":
+    if name == "stage2":
         write_table(stage2_rollouts(job, policy, seed), folder.path / "rollouts.csv.gz")
     folder.write_card(metrics)
-    if stage == "stage2":
+    if name == "stage2":
         metrics |= trace_leaks(job, traces)
+    metrics["parameters"] = float(policy.model.num_parameters())
     folder.finish(time.monotonic() - began, config.updates, metrics, counts)
 
 
-def train_stage3(job: Job, seed: int, objective: str, learning_rate: float) -> None:
-    """Reinforcement learning with one objective from the seed's stage-2 folder."""
+def train_stage3(job: Job, seed: int, method: str, learning_rate: float) -> None:
+    """Reinforcement learning with an objective from the seed's stage-2 folder, or as a system does it."""
     from transformers import PrinterCallback
 
     from sapo.training.progress import ProgressLine
     from sapo.training.trainer import SAPOConfig, SAPOTrainer
 
-    folder = stage3_folder(job, seed, objective, learning_rate)
+    folder = stage3_folder(job, seed, method, learning_rate)
     if folder.finished:
         return
     recipe, world = job.recipe, job.world
@@ -112,7 +111,7 @@ def train_stage3(job: Job, seed: int, objective: str, learning_rate: float) -> N
     resume, began = folder.start(settings.updates), time.monotonic()
     args = SAPOConfig(
         output_dir=str(folder.path / "checkpoints"),
-        objective=objective,
+        objective=objective_of(method),
         max_steps=settings.updates,
         per_device_train_batch_size=settings.prompts * settings.group_size,
         num_generations=settings.group_size,
@@ -132,14 +131,14 @@ def train_stage3(job: Job, seed: int, objective: str, learning_rate: float) -> N
         disable_tqdm=True,
     )
     watch = {"reward": "reward", "rewards/exact/mean": "exact", "kl": "kl"}
-    bar = ProgressLine(f"{objective} seed {seed} lr {learning_rate:g}", watch)
-    stage2 = supervised_folder(job, seed, "stage2").policy
-    trainer = SAPOTrainer.from_catalog(stage2, world.catalog, args, world.split, callbacks=[bar])
+    bar = ProgressLine(f"{method} seed {seed} lr {learning_rate:g}", watch)
+    before = supervised_folder(job, seed, stage_of(method)).policy
+    trainer = SAPOTrainer.from_catalog(before, world.catalog, args, world.split, callbacks=[bar])
     trainer.remove_callback(PrinterCallback)
     try:
         with disk_errors(args.output_dir):
             trainer.train(resume_from_checkpoint=resume)
-        start = Policy.load(stage2, world.catalog)
+        start = Policy.load(before, world.catalog)
         replace(start, model=trainer.accelerator.unwrap_model(trainer.model)).save(folder.policy)
         metrics, counts = _validate(job, Policy.load(folder.policy, world.catalog))  # the last update may break it too
     except FloatingPointError as error:
@@ -151,6 +150,7 @@ def train_stage3(job: Job, seed: int, objective: str, learning_rate: float) -> N
         shutil.copy2(part, folder.path / "completions")
     metrics["learning_rate"] = learning_rate
     folder.write_card(metrics)
+    metrics["parameters"] = float(start.model.num_parameters())
     folder.finish(time.monotonic() - began, trainer.state.global_step, metrics, counts)
 
 
@@ -226,32 +226,31 @@ def trace_leaks(job: Job, traces: Traces, most: int = 2000) -> dict[str, float]:
     return {f"traces/{name}": value for name, value in found.items()}
 
 
-def supervised_folder(job: Job, seed: int, stage: str) -> RunFolder:
-    """Where stage 1, stage 2 or its control of a seed lives."""
-    recipe = job.recipe
+def supervised_folder(job: Job, seed: int, name: str) -> RunFolder:
+    """Where one of STAGES of a seed lives."""
+    recipe, stage = job.recipe, STAGES[name]
     names = ("backbone", "max_history", "words_per_block", "block_budget", "vocabulary", "stage1")
     config = {name: asdict(recipe)[name] for name in names} | {"seed": seed}
     if job.rationales is not None:
         config["rationales"] = hashlib.sha256(Path(job.rationales).read_bytes()).hexdigest()
-    if stage != "stage1":
+    if stage.parent is not None:
         config |= {"stage2": asdict(recipe.stage2), "evaluation": asdict(recipe.evaluation)}
-    if stage == "stage2":  # its rollouts are kept
+    if name == "stage2":  # its rollouts are kept
         config |= {"group_size": recipe.stage3.group_size, "temperature": recipe.stage3.temperature}
-    return RunFolder(job, f"seed{seed}/{stage}", seed, stage, config)
+    return RunFolder(job, f"seed{seed}/{name}", seed, stage.method or name, config)
 
 
-def stage3_folder(job: Job, seed: int, objective: str, learning_rate: float) -> RunFolder:
+def stage3_folder(job: Job, seed: int, method: str, learning_rate: float) -> RunFolder:
     """Where a run of reinforcement learning lives."""
     settings = {name: value for name, value in asdict(job.recipe.stage3).items() if name != "learning_rates"}
-    parent = supervised_folder(job, seed, "stage2").identity
     config = {
-        "objective": objective,
+        "objective": objective_of(method),
         "learning_rate": learning_rate,
         "stage3": settings,
         "seed": seed,
-        "parent": parent,
+        "parent": supervised_folder(job, seed, stage_of(method)).identity,
     }
-    return RunFolder(job, f"seed{seed}/{objective}-lr{learning_rate:g}", seed, objective, config)
+    return RunFolder(job, f"seed{seed}/{method}-lr{learning_rate:g}", seed, method, config)
 
 
 def references_folder(job: Job) -> RunFolder:
@@ -301,17 +300,19 @@ def run(job: Job, workers: int | None = None) -> pd.DataFrame:
         print(f"{explained:,} of {len(train):,} training rows have a rationale; stage 2 learns from these")
     if unknown := set(recipe.objectives + recipe.ablations) - set(OBJECTIVES):
         raise InputError(f"unknown objectives {sorted(unknown)}; known are {', '.join(OBJECTIVES)}.")
+    if unknown := set(recipe.systems) - set(SYSTEMS):
+        raise InputError(f"unknown systems {sorted(unknown)}; known are {', '.join(SYSTEMS)}.")
     if not 1 <= recipe.ablation_seeds <= len(recipe.seeds):
         raise InputError(f"ablation_seeds is {recipe.ablation_seeds}; there are {len(recipe.seeds)} seeds.")
     first, rates = recipe.seeds[0], recipe.stage3.learning_rates
     with Crew(workers) as crew:
         stages = [task for seed in recipe.seeds for task in _supervised_tasks(job, seed)]
-        grid = [_stage3_task(job, first, name, rate, stages) for name in _objectives(recipe) for rate in rates]
+        grid = [_stage3_task(job, first, name, rate, stages) for name in _trained(recipe) for rate in rates]
         crew.work([Task(run_references, (job,), references_folder(job).finished), *stages, *grid])
-        chosen = {name: choose_learning_rate(job, name) for name in _objectives(recipe)}
+        chosen = {name: choose_learning_rate(job, name) for name in _trained(recipe)}
         others = [
             _stage3_task(job, seed, name, chosen[name])
-            for name, seeds in _objectives(recipe).items()
+            for name, seeds in _trained(recipe).items()
             for seed in seeds
             if seed != first
         ]
@@ -320,29 +321,28 @@ def run(job: Job, workers: int | None = None) -> pd.DataFrame:
     return collect(job, chosen)
 
 
-def choose_learning_rate(job: Job, objective: str) -> float:
+def choose_learning_rate(job: Job, method: str) -> float:
     """The rate of the grid with the best validation NDCG@10 on the first seed; ties go to the smaller one."""
     scores = {}
     for rate in sorted(job.recipe.stage3.learning_rates):
-        folder = stage3_folder(job, job.recipe.seeds[0], objective, rate)
+        folder = stage3_folder(job, job.recipe.seeds[0], method, rate)
         if not folder.diverged:
             scores[rate] = folder.table("metrics.csv").set_index("metric")["value"]["valid/ndcg@10"]
     if not scores:
         rates = ", ".join(f"{rate:g}" for rate in job.recipe.stage3.learning_rates)
-        raise FloatingPointError(f"{objective} diverged at every learning rate of the grid ({rates}): give lower ones.")
+        raise FloatingPointError(f"{method} diverged at every learning rate of the grid ({rates}): give lower ones.")
     return max(scores, key=lambda rate: scores[rate])
 
 
 def result_runs(job: Job, chosen: dict[str, float]) -> list[RunFolder]:
-    """The runs that results are read from: stage 2 and its control, and every objective at its chosen rate.
+    """The runs that results are read from: stage 2 and its control, every objective at its chosen rate, every system.
 
     A seed that diverged at that rate has no result, and fewer seeds are reported.
     """
-    stages = [supervised_folder(job, seed, stage) for seed in job.recipe.seeds for stage in SUPERVISED[1:]]
+    reported = [*CONTROLS, *(SYSTEMS[name].start for name in job.recipe.systems if SYSTEMS[name].objective is None)]
+    stages = [supervised_folder(job, seed, name) for seed in job.recipe.seeds for name in reported]
     return stages + [
-        stage3_folder(job, seed, name, chosen[name])
-        for name, seeds in _objectives(job.recipe).items()
-        for seed in seeds
+        stage3_folder(job, seed, name, chosen[name]) for name, seeds in _trained(job.recipe).items() for seed in seeds
     ]
 
 
@@ -355,7 +355,7 @@ def collect(job: Job, chosen: dict[str, float]) -> pd.DataFrame:
     results = pd.concat(tables)
     curves = [
         curve[~curve["metric"].str.contains(BOOKKEEPING)]
-        for curve in (folder.table("log.csv") for folder in runs if folder.row["method"] in OBJECTIVES)
+        for curve in (folder.table("log.csv") for folder in runs if folder.row["method"] in chosen)
     ]
     no_curves = pd.DataFrame(columns=[*WORLD, "method", "seed", "step", "metric", "value"])
     stage2 = [folder.table("rollouts.csv.gz") for folder in runs if folder.row["method"] == "stage2"]
@@ -390,19 +390,26 @@ def publish(out: str | Path, record: str | Path) -> list[Path]:
 
 
 def _supervised_tasks(job: Job, seed: int) -> list[Task]:
-    """Stage 1 of a seed, then stage 2 and its control."""
-    stage1, stage2, control = (supervised_folder(job, seed, stage) for stage in SUPERVISED)
-    first = Task(train_supervised_stage, (job, seed, "stage1"), stage1.finished)
-    tasks = [
-        Task(train_supervised_stage, (job, seed, f.row["method"]), f.finished, (first,)) for f in (stage2, control)
-    ]
-    return [first, *tasks]
+    """The supervised stages of a seed that something is reported of or goes on from, each after its parent."""
+    tasks: dict[str, Task] = {}
+
+    def add(name: str) -> tuple[Task, ...]:
+        parent = STAGES[name].parent
+        needs = () if parent is None else add(parent)
+        if name not in tasks:
+            finished = supervised_folder(job, seed, name).finished
+            tasks[name] = Task(train_supervised_stage, (job, seed, name), finished, needs)
+        return (tasks[name],)
+
+    for name in (*CONTROLS, *map(stage_of, job.recipe.systems)):
+        add(name)
+    return [*tasks.values()]
 
 
-def _stage3_task(job: Job, seed: int, objective: str, rate: float, before: Sequence[Task] = ()) -> Task:
-    done = stage3_folder(job, seed, objective, rate).finished
-    needs = tuple(task for task in before if task.arguments == (job, seed, "stage2"))
-    return Task(train_stage3, (job, seed, objective, rate), done, needs)
+def _stage3_task(job: Job, seed: int, method: str, rate: float, before: Sequence[Task] = ()) -> Task:
+    done = stage3_folder(job, seed, method, rate).finished
+    needs = tuple(task for task in before if task.arguments == (job, seed, stage_of(method)))
+    return Task(train_stage3, (job, seed, method, rate), done, needs)
 
 
 def _test_task(job: Job, folder: RunFolder, before: Sequence[Task]) -> Task:
@@ -411,10 +418,11 @@ def _test_task(job: Job, folder: RunFolder, before: Sequence[Task]) -> Task:
     return Task(run_test, (job, folder), folder.diverged or (folder.path / "test.csv").is_file(), needs)
 
 
-def _objectives(recipe: Recipe) -> dict[str, tuple[int, ...]]:
-    """Which seeds train which objective."""
+def _trained(recipe: Recipe) -> dict[str, tuple[int, ...]]:
+    """What has a stage 3, and with which seeds."""
     ablations = dict.fromkeys(recipe.ablations, recipe.seeds[: recipe.ablation_seeds])
-    return ablations | dict.fromkeys(recipe.objectives, recipe.seeds)
+    systems = (name for name in recipe.systems if SYSTEMS[name].objective is not None)
+    return ablations | dict.fromkeys((*recipe.objectives, *systems), recipe.seeds)
 
 
 def _validate(job: Job, policy: Policy) -> tuple[dict[str, float], dict[str, int]]:

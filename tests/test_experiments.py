@@ -18,8 +18,10 @@ from sapo.data.synthetic import SyntheticConfig
 from sapo.errors import InputError
 from sapo.experiments import publish, run
 from sapo.policy.backbone import BackboneConfig
+from sapo.policy.policy import Policy, recommend
 from sapo.recipes import EvaluationConfig, Recipe, RLConfig
 from sapo.runs import Job, load_world
+from sapo.systems import SYSTEMS
 from sapo.training.sft import SFTConfig
 from sapo.training.trainer import SAPOConfig, SAPOTrainer
 
@@ -139,7 +141,7 @@ def test_a_card_lies_beside_every_checkpoint(finished):
     job, _, _ = finished
     rate = experiments.choose_learning_rate(job, "sapo")
     for folder in (
-        *(experiments.supervised_folder(job, 0, stage) for stage in experiments.SUPERVISED),
+        *(experiments.supervised_folder(job, 0, stage) for stage in ("stage1", "stage2")),
         experiments.stage3_folder(job, 0, "sapo", rate),
     ):
         card = (folder.policy / "README.md").read_text("utf-8")
@@ -321,6 +323,54 @@ def test_stages_1_and_2_alone_are_a_job_too(finished, tmp_path):
     assert not len(pd.read_csv(tmp_path / "dynamics.csv.gz"))
     run(Job(job.recipe, str(tmp_path)), workers=1)  # RL joins them later
     assert (tmp_path / "dynamics.csv.gz").read_bytes() == (out / "dynamics.csv.gz").read_bytes()
+
+
+def test_systems_of_the_field_are_runs_like_ours(finished, tmp_path):
+    """What each starts from, how it thinks, and that all have their rows; stages that ours share are not run again."""
+    job, out, _ = finished
+    shutil.copytree(out / "runs", tmp_path / "runs")
+    before = snapshot(tmp_path / "runs")
+    recipe = replace(job.recipe, objectives=("sapo",), ablations=(), systems=tuple(SYSTEMS))
+    job = Job(recipe, str(tmp_path))
+    results = run(job, workers=1)
+    assert set(SYSTEMS) | {"sapo", "stage2"} <= set(results["method"])
+    at_10 = results[results["metric"] == "ndcg@10"]
+    for name in SYSTEMS:
+        assert sorted(at_10[at_10["method"] == name]["seed"]) == [0, 1]
+    assert {path: before[path] for path in before} == {path: snapshot(tmp_path)[path] for path in before}
+
+    catalog = load_world(job).catalog
+    policies = {}
+    for name in ("MiniOneRec", "SIDReasoner", "OneRec-Think"):
+        rate = experiments.choose_learning_rate(job, name)
+        policies[name] = Policy.load(experiments.stage3_folder(job, 0, name, rate).policy, catalog)
+    policies["LC-Rec"] = Policy.load(experiments.supervised_folder(job, 0, "stage2_alignment").policy, catalog)
+    assert {name: policy.layout.blocks for name, policy in policies.items()} == {
+        "MiniOneRec": 0,
+        "SIDReasoner": 1,
+        "OneRec-Think": 3,
+        "LC-Rec": 0,
+    }
+    assert policies["SIDReasoner"].block_budget == 3 * recipe.block_budget  # as many words as in three blocks
+    histories = load_world(job).split.test.history[:3]
+    assert recommend(policies["MiniOneRec"], histories).thinking == [""] * 3
+    assert all(
+        thought.split().count("<think>") == 1 for thought in recommend(policies["SIDReasoner"], histories).thinking
+    )
+    with pytest.raises(InputError, match="has not learnt to think"):
+        recommend(policies["MiniOneRec"], histories, thinking=True)
+    # step credit has no meaning for one block before the SID, and a policy that does not think has no thoughts to train
+    for name, objective, message in (
+        ("SIDReasoner", "sapo", "1 thinking blocks for 3 SID tokens"),
+        ("MiniOneRec", "best_of_beam", "does not think"),
+    ):
+        rate = experiments.choose_learning_rate(job, name)
+        folder = experiments.stage3_folder(job, 0, name, rate).policy
+        args = SAPOConfig(str(tmp_path), objective=objective, per_device_train_batch_size=8, num_generations=4)
+        with pytest.raises(InputError, match=message):
+            SAPOTrainer.from_catalog(folder, catalog, args, load_world(job).split)
+    with pytest.raises(InputError, match=r"unknown systems \['Rec'\]; known are LC-Rec"):
+        run(Job(replace(recipe, systems=("Rec",)), str(tmp_path)))
 
 
 def test_publish_adds_to_the_record(finished, tmp_path):

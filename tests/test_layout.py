@@ -1,5 +1,7 @@
 """Reading completions, against a reader that walks token by token and keeps its state in plain variables."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -22,6 +24,7 @@ def walk(layout: ReasoningLayout, tokens: list[int]) -> tuple[list[int], list[in
     """Steps of the tokens, codes, and whether the completion is well formed."""
     names = {int(t): (level, code) for level, ids in enumerate(layout.sid_token_ids) for code, t in enumerate(ids)}
     total, inside = layout.num_steps, False
+    blocks = total if layout.num_blocks is None else layout.num_blocks
     kinds: list[tuple[str, int]] = []  # ("block", which) | ("sid", -) | ("other", -)
     begun, malformed, sid_seen = 0, False, False
     for token in tokens:
@@ -38,13 +41,13 @@ def walk(layout: ReasoningLayout, tokens: list[int]) -> tuple[list[int], list[in
             kinds.append(("sid", 0))
         else:
             kinds.append(("other", 0))
-    malformed |= inside or begun != total or sum(kind == "sid" for kind, _ in kinds) != total
+    malformed |= inside or begun != blocks or sum(kind == "sid" for kind, _ in kinds) != total
     last_of_blocks = max((t for t, (kind, _) in enumerate(kinds) if kind == "block"), default=-1)
     steps, codes, found = [], [-1] * total, 0
     for t, (kind, which) in enumerate(kinds):
         step = -1
         if kind == "block":
-            step = which
+            step = which if blocks == total else -1
         elif kind == "sid" and t > last_of_blocks:
             step, found = found, found + 1
             level, code = names[tokens[t]]
@@ -118,7 +121,7 @@ def test_malformed(fault, tokens, steps, sids):
 def test_any_tokens_against_the_walk(data):
     """Batches of ragged rows, padded on the right: nearly good completions with a few edits, and plain noise."""
     sizes = data.draw(st.sampled_from([(2,), (2, 3), (3, 2, 4), (2, 2, 2, 2)]))
-    layout = layout_for(sizes)
+    layout = replace(layout_for(sizes), num_blocks=data.draw(st.sampled_from([None, None, 0, 1])))
     alphabet = [PAD, EOS, OPEN, CLOSE, WORD, -100, *(t for ids in layout.sid_token_ids for t in ids.tolist())]
     token = st.sampled_from(alphabet + [OPEN, CLOSE] * 3)
     rows = []
@@ -127,7 +130,7 @@ def test_any_tokens_against_the_walk(data):
             row = data.draw(st.lists(token, max_size=24))
         else:
             row = []
-            for _ in sizes:
+            for _ in range(layout.blocks):
                 row += [OPEN, *data.draw(st.lists(st.sampled_from([WORD, EOS, *alphabet[6:]]), max_size=3)), CLOSE]
             row += [data.draw(st.sampled_from(ids.tolist())) for ids in layout.sid_token_ids]
             for _ in range(data.draw(st.integers(0, 2))):
@@ -143,6 +146,25 @@ def test_any_tokens_against_the_walk(data):
     assert well_formed.dtype == torch.bool
     for i, row in enumerate(padded):
         assert (steps[i].tolist(), sids[i].tolist(), well_formed[i].item()) == walk(layout, row)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "tokens", "steps"),
+    [
+        (0, [A, B, C, EOS], [0, 1, 2, -1]),
+        (1, [*BLOCK, A, B, C], [-1, -1, -1, 0, 1, 2]),  # a block before the whole SID belongs to no step
+        (3, GOOD, [0, 0, 0, 1, 1, 2, 2, 2, 0, 1, 2]),
+    ],
+)
+def test_other_numbers_of_blocks(blocks, tokens, steps):
+    for asked in (0, 1, 3):
+        layout = replace(LAYOUT, num_blocks=asked)
+        found, sids, well_formed = read(tokens, layout)
+        assert (sids, well_formed) == ([2, 1, 3], asked == blocks)
+        if asked == blocks:
+            assert found == steps
+    with pytest.raises(InputError, match="num_blocks is -1"):
+        replace(LAYOUT, num_blocks=-1)
 
 
 def test_left_padding_moves_nothing():

@@ -61,6 +61,41 @@ def test_completions_have_the_layout_and_name_items(budget):
     assert not torch.isin(inside, torch.cat([layout.sid_ids, torch.tensor([PAD, EOS, OPEN, CLOSE])])).any()
 
 
+@pytest.mark.parametrize("blocks", [0, 1])
+@pytest.mark.parametrize("beams", [False, True])
+def test_systems_that_think_in_one_block_or_not_at_all(blocks, beams):
+    """Layout, items, and log-probabilities are as of K blocks; a block before the whole SID belongs to no step."""
+    _, layout, trie, model, vocab = make_world(3)
+    layout = replace(layout, num_blocks=blocks)
+    prompt, mask = random_prompts(4, 7, vocab, 3)
+    rollouts = beam_rollouts if beams else grouped_rollouts
+    generator = torch.Generator().manual_seed(0)
+    out = rollouts(model, prompt, mask, layout, trie, 5, block_budget=6, generator=generator, pad_id=PAD)
+    parsed = layout.parse(out.completion_ids.masked_fill(~out.completion_mask, PAD))
+    assert parsed.well_formed.all()
+    assert torch.equal(parsed.sids, out.sids)
+    assert trie.contains(out.sids).all()
+    reading = layout.read(out.completion_ids)
+    assert (layout.token_steps(out.completion_ids)[reading.in_block] == -1).all()
+    assert (reading.in_block.any(1) == bool(blocks)).all()
+    logits = forward_logits(model, prompt, mask, out, 5)
+    again = completion_logps(
+        logits.flatten(0, 1),
+        out.completion_ids,
+        torch.ones_like(out.completion_mask),
+        layout,
+        trie,
+        pad_id=PAD,
+        eos_ids=[EOS],
+    )
+    if beams:  # of which only the thought was sampled; their order is that of the search without a thought
+        found = constrained_beam_search(model, prompt, mask, trie, layout.sid_token_ids, 5, normalize="full")
+        assert blocks or torch.equal(found.sids.flatten(0, 1), out.sids)
+        assert torch.equal(out.logps[reading.is_sid], torch.zeros(20 * 3))
+    else:
+        torch.testing.assert_close(out.logps[out.sampled], again[out.sampled], atol=1e-4, rtol=1e-4)
+
+
 def test_blocks_may_mention_items_where_the_layout_lets_them():
     _sids, layout, trie, model, vocab = make_world()
     layout = replace(layout, sid_in_blocks=True)

@@ -7,6 +7,7 @@ from transformers import TrainerCallback, TrainingArguments
 
 from sapo.data.interactions import Interactions
 from sapo.errors import InputError
+from sapo.policy.prompts import split_words
 from sapo.policy.traces import NodeDescriptors
 from sapo.training import sft
 from sapo.training.sft import IGNORED, Examples, SFTConfig, collate, train_supervised
@@ -41,6 +42,31 @@ def test_stage_1_translates_between_sids_and_titles():
     assert ("<bos> <a_1> <b_0> <title>", "steel kitchen knife <eos>") in seen
     assert ("<bos> <item> steel kitchen knife", "<a_1> <b_0> <eos>") in seen
     assert len(seen) == 12  # both directions of six items
+
+
+def test_alignment_adds_titles_of_what_comes_next_and_histories_of_titles():
+    """LC-Rec's families: half next items, a quarter translations, a quarter across; no two prompts mean two things."""
+    policy = make_policy()
+    rows = Examples(policy, SPLIT, "alignment", length=1500, seed=0, title_share=0.25)
+    found = [texts(policy, rows[index]) for index in range(1500)]
+    seen = set(found)
+    # user v's training sequence is 5, 4, 3: <a_1> <b_1> "copper kitchen pot", ...; held-out targets are in neither
+    titles = {item: " ".join(split_words(CATALOG.titles[item])) for item in range(6)}
+    sids = {item: "<a_{}> <b_{}>".format(*CATALOG.sids[item].tolist()) for item in range(6)}
+    across = {
+        (f"<bos> {sids[0]} <item>", f"{titles[1]} <eos>"),
+        (f"<bos> {sids[5]} <item>", f"{titles[4]} <eos>"),
+        (f"<bos> {sids[5]} {sids[4]} <item>", f"{titles[3]} <eos>"),
+        (f"<bos> <title> {titles[0]}", f"{sids[1]} <eos>"),
+        (f"<bos> <title> {titles[5]}", f"{sids[4]} <eos>"),
+        (f"<bos> <title> {titles[5]} <title> {titles[4]}", f"{sids[3]} <eos>"),
+    }
+    single = {(f"<bos> {sids[i]} <title>", f"{titles[i]} <eos>") for i in range(6)}
+    single |= {(f"<bos> <item> {titles[i]}", f"{sids[i]} <eos>") for i in range(6)}
+    following = {("<bos> <a_0> <b_0>", "<a_0> <b_1>"), ("<bos> <a_1> <b_1>", "<a_1> <b_1> <a_1> <b_0>")}
+    assert seen == across | single | following
+    for group, share in ((across, 0.25), (single, 0.25), (following, 0.5)):  # within four standard errors
+        assert abs(sum(one in group for one in found) / 1500 - share) < 4 * (share * (1 - share) / 1500) ** 0.5
 
 
 def test_stage_2_thinks_about_the_target():

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from sapo.data.catalog import Catalog
 from sapo.policy.prompts import THINK_END, THINK_START, frequent_words, sid_token, split_words
-from sapo.policy.traces import STOPWORDS, NodeDescriptors, leaks, names_title
+from sapo.policy.traces import STOPWORDS, NodeDescriptors, OneBlock, leaks, names_title
 
 SIDS = [[0, 0], [0, 0], [0, 1], [1, 0], [1, 1]]
 TITLES = ["Coffee grinder", "Coffee kettle", "Coffee filter", "Guitar strings", "Guitar tuner 12"]
@@ -162,3 +162,11 @@ def test_frequent_words_count_items_and_break_ties_by_the_alphabet():
     assert frequent_words(catalog(), 9) == ["store", "coffee", "kitchen", "guitar", "music"]
     assert frequent_words(catalog(), 2) == ["store", "coffee"]
     assert frequent_words(catalog(titles=["Mug mug mug", "", "", "", ""], categories=[""] * 5), 9) == []
+
+
+def test_one_block_holds_the_words_of_all():
+    traces = OneBlock(NodeDescriptors(catalog(), 2))
+    apart = NodeDescriptors(catalog(), 2).of_row([], 3)
+    words = [word for word in apart.split() if not word.endswith("think>")]
+    assert len(words) > 2
+    assert traces.of_row([], 3) == f"<think> {' '.join(words)} </think>"

@@ -4,6 +4,9 @@
     |------- step 1 -------|     |------- step K -------| step 1 ... step K
 
 The two parts of a step are not adjacent. Everything is read from token ids, never from text.
+
+Other recommenders think in one block before the SID, or not at all: then a block belongs to no step, and step k is SID
+token k alone.
 """
 
 from dataclasses import dataclass
@@ -45,6 +48,7 @@ class ReasoningLayout:
             decoded text.
         sid_token_ids: for each level a LongTensor, code -> token id. Levels share no token.
         sid_in_blocks: whether a block may mention SID tokens. Compact prompts forbid it, chat prompts allow it.
+        num_blocks: how many blocks come before the SID; K where None.
     """
 
     num_steps: int
@@ -52,8 +56,11 @@ class ReasoningLayout:
     think_end_id: int
     sid_token_ids: list[Tensor]
     sid_in_blocks: bool = False
+    num_blocks: int | None = None
 
     def __post_init__(self) -> None:
+        if self.blocks < 0:
+            raise InputError(f"num_blocks is {self.num_blocks}; 0 or more fit.")
         if self.num_steps != len(self.sid_token_ids):
             raise InputError(f"num_steps is {self.num_steps}, but sid_token_ids has {len(self.sid_token_ids)} levels.")
         ids = torch.cat([self.sid_ids, torch.tensor([self.think_start_id, self.think_end_id])])
@@ -63,6 +70,11 @@ class ReasoningLayout:
             )
 
     @property
+    def blocks(self) -> int:
+        """How many blocks a completion has."""
+        return self.num_steps if self.num_blocks is None else self.num_blocks
+
+    @property
     def sid_ids(self) -> Int[Tensor, "S"]:
         """Token ids of all codes of all levels."""
         return torch.cat([ids.cpu().long() for ids in self.sid_token_ids])
@@ -70,15 +82,17 @@ class ReasoningLayout:
     def token_steps(self, completion_ids: Int[Tensor, "B T"]) -> Int[Tensor, "B T"]:
         """The step (0-based) that each token belongs to, -1 for none.
 
-        Block k spans its delimiters; the j-th SID token after the last block belongs to step j, whatever its level.
+        Block k spans its delimiters, and belongs to no step where there are other than K of them; the j-th SID token
+        after the last block belongs to step j, whatever its level.
         """
         reading = self.read(completion_ids)
-        steps = torch.where(reading.in_block, reading.block, torch.where(reading.is_sid, reading.sid_index, -1))
+        block = reading.block if self.blocks == self.num_steps else torch.full_like(reading.block, -1)
+        steps = torch.where(reading.in_block, block, torch.where(reading.is_sid, reading.sid_index, -1))
         return steps.masked_fill(steps >= self.num_steps, -1)
 
     def parse(self, completion_ids: Int[Tensor, "B T"]) -> ParsedCompletions:
-        """Read the SID. Malformed: a nested or unclosed block, other than K blocks or K SID tokens, a wrong level, a
-        block after a SID token."""
+        """Read the SID. Malformed: a nested or unclosed block, other than `blocks` blocks or K SID tokens, a wrong
+        level, a block after a SID token."""
         reading = self.read(completion_ids)
         levels, codes = self._levels_and_codes(completion_ids)
         sids = torch.full((len(completion_ids), self.num_steps), -1, device=completion_ids.device)
@@ -88,7 +102,7 @@ class ReasoningLayout:
         # An unclosed block swallows the SID, and a SID token before a block is missing after the last: both leave a -1.
         malformed = (
             reading.nested
-            | (reading.is_open.sum(1) != self.num_steps)
+            | (reading.is_open.sum(1) != self.blocks)
             | (reading.is_sid.sum(1) != self.num_steps)
             | (sids < 0).any(1)
         )

@@ -37,6 +37,7 @@ class Policy:
         block_budget: most words of each thinking block.
         max_history: items of the history that a prompt shows, the most recent ones.
         thinking: whether it was trained to think before it names an item.
+        num_blocks: how many blocks it thinks in; K where None.
     """
 
     model: "PreTrainedModel"
@@ -48,6 +49,7 @@ class Policy:
     max_history: int
     min_block_tokens: int = 0
     thinking: bool = True
+    num_blocks: int | None = None
 
     def __post_init__(self) -> None:
         self.layout = ReasoningLayout(
@@ -55,6 +57,7 @@ class Policy:
             self.tokenizer.convert_tokens_to_ids(THINK_START),
             self.tokenizer.convert_tokens_to_ids(THINK_END),
             sid_token_ids(self.tokenizer, self.catalog.level_sizes),
+            num_blocks=self.num_blocks if self.thinking else 0,
         )
         self.trie = SidTrie(self.catalog.sids, self.catalog.level_sizes).to(self.model.device)
         share_prompts(self.model)
@@ -95,6 +98,7 @@ class Policy:
             "max_history": self.max_history,
             "min_block_tokens": self.min_block_tokens,
             "thinking": self.thinking,
+            "num_blocks": self.num_blocks,
         }
         with write_folder_atomically(folder) as temporary:
             with disk_errors(folder):
@@ -132,7 +136,7 @@ class Policy:
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device)
         tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
-        settings = ("split", "data_hash", "block_budget", "max_history", "min_block_tokens", "thinking")
+        settings = ("split", "data_hash", "block_budget", "max_history", "min_block_tokens", "thinking", "num_blocks")
         return cls(model, tokenizer, catalog, **{name: manifest[name] for name in settings})
 
 
@@ -194,11 +198,16 @@ def think(
     batch_size: int = 128,
     progress: bool = False,
 ) -> Iterator[Thoughts]:
-    """Write the K blocks of every history greedily, batch by batch; histories of one length go together.
+    """Write the blocks of every history greedily, batch by batch; histories of one length go together.
 
     The model is left in evaluation mode.
+
+    Raises:
+        InputError: thinking asked of a policy that does not.
     """
     thinking = policy.thinking if thinking is None else thinking
+    if thinking and not policy.layout.blocks:
+        raise InputError("this policy has not learnt to think: leave thinking out.")
     pad_id = policy.tokenizer.pad_token_id
     decoder = Decoder(policy.layout, pad_id, policy.block_budget, policy.min_block_tokens, greedy=True)
     texts = policy.prompts(histories)

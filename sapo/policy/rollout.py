@@ -117,14 +117,14 @@ class Decoder:
     sid_logps: Literal["trie", "full"] = "trie"
 
     def __post_init__(self) -> None:
-        block_budgets(self.block_budget, self.layout.num_steps, self.min_block_tokens)
+        block_budgets(self.block_budget, self.layout.blocks, self.min_block_tokens)
         if not self.temperature > 0:
             raise InputError(
                 f"temperature is {self.temperature}; it must be positive. For the most likely tokens use greedy=True."
             )
 
     def think(self, cache: PromptCache, group_size: int, generator: torch.Generator | None) -> Drafts:
-        """Write the K blocks of `group_size` completions of every prompt, and read them.
+        """Write the blocks of `group_size` completions of every prompt, and read them.
 
         Raises:
             InputError: `min_block_tokens` where no word can stand in a block.
@@ -138,24 +138,26 @@ class Decoder:
                 f"min_block_tokens is {self.min_block_tokens}, but the vocabulary has no word for a block."
             )
         closing = int((vocabulary == layout.think_end_id).nonzero())
-        steps = layout.num_steps
-        budgets = torch.tensor(block_budgets(self.block_budget, steps, self.min_block_tokens), device=device)
-        shape = (len(cache.logits) * group_size, int(budgets.sum()) + 3 * steps)
+        blocks = layout.blocks
+        budgets = torch.tensor(block_budgets(self.block_budget, blocks, self.min_block_tokens), device=device)
+        shape = (len(cache.logits) * group_size, int(budgets.sum()) + 2 * blocks + layout.num_steps)
         drafts = Drafts(
             torch.full(shape, self.pad_id, device=device),
             torch.zeros(shape, device=device),
             torch.zeros(shape, dtype=torch.bool, device=device),
             torch.zeros(shape[0], dtype=torch.long, device=device),
             None if self.greedy else torch.rand(shape, generator=generator, device=device),
-            cache.logits,
+            cache.logits.repeat_interleave(group_size, 0),
         )
         cache.start(group_size, shape[1])
+        if not blocks:
+            return drafts
         block = torch.zeros_like(drafts.length)  # blocks closed so far
         words = torch.zeros_like(drafts.length)  # of the open block
         is_open = torch.zeros_like(drafts.length, dtype=torch.bool)
         while True:
             while True:  # what leaves no choice: open the next block, close one that is full
-                forced = torch.where(is_open, words == budgets[block.clamp(max=steps - 1)], block < steps)
+                forced = torch.where(is_open, words == budgets[block.clamp(max=blocks - 1)], block < blocks)
                 if not forced.any():
                     break
                 drafts.write(forced, torch.where(is_open, layout.think_end_id, layout.think_start_id)[forced])
@@ -444,12 +446,12 @@ def forced_tokens(completion_ids: Int[Tensor, "B T"], layout: ReasoningLayout, t
     return forced
 
 
-def block_budgets(block_budget: int | Sequence[int], num_steps: int, min_block_tokens: int = 0) -> list[int]:
+def block_budgets(block_budget: int | Sequence[int], num_blocks: int, min_block_tokens: int = 0) -> list[int]:
     """One budget a block, checked."""
-    budgets = [block_budget] * num_steps if isinstance(block_budget, int) else list(block_budget)
-    if len(budgets) != num_steps:
-        raise InputError(f"block_budget has {len(budgets)} numbers for {num_steps} blocks: give one, or one each.")
-    if min(budgets) < min_block_tokens or min(budgets) < 0:
+    budgets = [block_budget] * num_blocks if isinstance(block_budget, int) else list(block_budget)
+    if len(budgets) != num_blocks:
+        raise InputError(f"block_budget has {len(budgets)} numbers for {num_blocks} blocks: give one, or one each.")
+    if budgets and min(budgets) < max(0, min_block_tokens):
         raise InputError(f"block_budget {budgets} lies below min_block_tokens {min_block_tokens}.")
     return budgets
 

@@ -122,6 +122,22 @@ class NodeDescriptors:
         return self.trace(self._sids[target].tolist())
 
 
+class OneBlock:
+    """The words of other traces in one block, as systems write them that think before the SID and not for each code."""
+
+    def __init__(self, traces: Traces):
+        self.traces = traces
+
+    def rows(self, train: Rows) -> Rows:
+        """Those of the other traces."""
+        return self.traces.rows(train)
+
+    def of_row(self, history: Sequence[int], target: int) -> str:
+        """The block for a row."""
+        words = [word for word in self.traces.of_row(history, target).split() if word not in (THINK_START, THINK_END)]
+        return " ".join([THINK_START, *words, THINK_END])
+
+
 def leaks(texts: Sequence[str], titles: Sequence[str]) -> dict[str, float]:
     """How much texts give away of the titles of their targets.
 

@@ -1,12 +1,20 @@
 """Stages 1 and 2: supervised training, before any reward.
 
 Stage 1 teaches what SIDs are: the next item after a history, without thinking, and SIDs to and from title words.
-Stage 2 teaches to think in K blocks first, on traces that describe the target's nodes. The control without thinking
+Stage 2 teaches to think in blocks first, on traces that describe the target's nodes. The control without thinking
 goes on with stage 1's next-item task for as many updates.
+
+LC-Rec (arXiv 2311.09049) aligns SIDs with language by more tasks: what the next item is called after a history of SIDs,
+and the next SID after a history of titles.
+
+    next item     <bos> SID SID ... SID
+    SID to words  <bos> SID <title> words <eos>                and     <bos> <item> words SID <eos>
+    alignment     <bos> SID ... SID <item> words <eos>         and     <bos> <title> words ... <title> words SID <eos>
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -25,7 +33,13 @@ from sapo.policy.shared_prompt import PackedGroups
 from sapo.policy.traces import Traces
 from sapo.training.progress import ProgressLine, StopAtNonFiniteLoss
 
+SFTTask = Literal["next_item", "alignment", "thinking"]
 IGNORED = -100  # the label that the loss skips
+TITLE_WORDS = 8  # of a title, the first known ones
+# Of the examples of "alignment": title words after a history, and a SID after a history of title words. As many
+# translate single items; half are next items.
+ALIGNED = 0.25
+SHOWN_TITLES = 5  # of such a history, the last items
 
 
 @dataclass(frozen=True)
@@ -50,14 +64,14 @@ class Examples(torch.utils.data.Dataset):
     Row i depends on (seed, i) alone, so a resumed run sees the same rows.
 
     Args:
-        task: "next_item" (stage 1 and the control) or "thinking" (stage 2).
+        task: "next_item" (stage 1 and the control), "alignment" (both stages of LC-Rec) or "thinking" (stage 2).
     """
 
     def __init__(
         self,
         policy: Policy,
         split: Split,
-        task: Literal["next_item", "thinking"],
+        task: SFTTask,
         length: int,
         seed: int,
         traces: Traces | None = None,
@@ -73,6 +87,8 @@ class Examples(torch.utils.data.Dataset):
             if traces is None:
                 raise InputError("the task 'thinking' needs traces: those of the SID tree, or rationales of a teacher.")
             self.rows = traces.rows(split.train)
+        if task == "alignment":
+            self.rows = split.train
 
     def __len__(self) -> int:
         return self.length
@@ -80,13 +96,21 @@ class Examples(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> dict[str, list[int]]:
         rng = np.random.default_rng((self.seed, index))
         catalog = self.policy.catalog
-        if rng.random() < self.title_share:
+        share = rng.random()
+        if share < self.title_share:
             item = int(rng.integers(catalog.num_items))
-            sid = sid_text(catalog, item)
-            words = [word for word in split_words(catalog.titles[item]) if word in self.known][:8]
+            sid, words = sid_text(catalog, item), self._words(item)
             if words and rng.random() < 0.5:
                 return self._encode(" ".join([BOS, ITEM_OF, *words]), f"{sid} {EOS}")
             return self._encode(f"{BOS} {sid} {TITLE_OF}", " ".join([*words, EOS]))
+        if self.task == "alignment" and share < self.title_share + ALIGNED:
+            row = int(rng.integers(len(self.rows)))
+            history, target = self.rows.history[row], self.rows.target[row]
+            if rng.random() < 0.5:
+                titles = (" ".join([TITLE_OF, *self._words(item)]) for item in history[-SHOWN_TITLES:])
+                return self._encode(" ".join([BOS, *titles]), f"{sid_text(catalog, target)} {EOS}")
+            prompt = self.policy.prompts([history])[0]
+            return self._encode(f"{prompt} {ITEM_OF}", " ".join([*self._words(target), EOS]))
         if self.traces is not None and self.task == "thinking":
             row = int(rng.integers(len(self.rows)))
             history, target = self.rows.history[row], self.rows.target[row]
@@ -97,6 +121,10 @@ class Examples(torch.utils.data.Dataset):
         end = int(rng.integers(2, len(sequence) + 1)) if len(sequence) > self.policy.max_history + 1 else len(sequence)
         first, *rest = sequence[max(0, end - self.policy.max_history - 1) : end]
         return self._encode(f"{BOS} {sid_text(catalog, first)}", " ".join(sid_text(catalog, item) for item in rest))
+
+    def _words(self, item: int) -> list[str]:
+        words = (word for word in split_words(self.policy.catalog.titles[item]) if word in self.known)
+        return [*islice(words, TITLE_WORDS)]
 
     def _encode(self, prompt: str, answer: str) -> dict[str, list[int]]:
         prompt_ids, answer_ids = (self.policy.tokenizer(text)["input_ids"] for text in (prompt, answer))
@@ -138,7 +166,7 @@ def train_supervised(
     policy: Policy,
     split: Split,
     config: SFTConfig,
-    task: Literal["next_item", "thinking"],
+    task: SFTTask,
     folder: str | Path,
     seed: int,
     traces: Traces | None = None,
@@ -160,7 +188,7 @@ def train_supervised(
         length=config.updates * config.batch_size,
         seed=seed,
         traces=traces,
-        title_share=config.title_share if task == "next_item" else 0.0,
+        title_share={"next_item": config.title_share, "alignment": ALIGNED, "thinking": 0.0}[task],
     )
     pad_id = policy.tokenizer.pad_token_id
     trainer = SupervisedTrainer(

@@ -236,11 +236,11 @@ class SAPOTrainer(GRPOTrainer):
                 f"train_dataset has {len(train_dataset)} rows, fewer than the {prompts} prompts of a generation batch "
                 f"(generation_batch_size {args.generation_batch_size} / num_generations {args.num_generations})."
             )
-        budgets = block_budgets(args.block_budget, layout.num_steps, args.min_block_tokens)
-        derived = sum(budgets) + 3 * layout.num_steps
+        budgets = block_budgets(args.block_budget, layout.blocks, args.min_block_tokens)
+        derived = sum(budgets) + 2 * layout.blocks + layout.num_steps
         if args.max_completion_length not in (None, derived):
             raise InputError(
-                f"max_completion_length is {args.max_completion_length}; budgets {budgets}, {layout.num_steps} pairs "
+                f"max_completion_length is {args.max_completion_length}; budgets {budgets}, {layout.blocks} pairs "
                 f"of delimiters and {layout.num_steps} SID tokens make {derived}. Leave it out."
             )
         args.max_completion_length = derived
@@ -256,6 +256,13 @@ class SAPOTrainer(GRPOTrainer):
             raise InputError(
                 f"objective {args.objective!r} reads the exact match off its rewards: leave reward_funcs out."
             )
+        if self.objective.credit == "step" and layout.blocks not in (0, layout.num_steps):
+            raise InputError(
+                f"objective {args.objective!r} credits steps, and a policy of {layout.blocks} thinking blocks for "
+                f"{layout.num_steps} SID tokens has none: take one of K blocks, or an objective of trajectory credit."
+            )
+        if "thinking_only" in self.objective.extras and not layout.blocks:
+            raise InputError(f"objective {args.objective!r} trains thoughts, and this policy does not think.")
         self.layout, self.trie = layout, trie
         self._prepared: Rollouts | None = None
         self._sampled: Tensor | None = None  # log-probabilities of a batch that was sampled a moment ago
