@@ -39,7 +39,8 @@ class Run:
     ablations: tuple[str, ...] | None = None
     """Objectives trained with the first seeds; the preset's where left out."""
     systems: tuple[str, ...] = ()
-    """Other reasoning recommenders, trained with every seed: LC-Rec, MiniOneRec, SIDReasoner, OneRec-Think."""
+    """Other reasoning recommenders, trained with every seed: LC-Rec, MiniOneRec, SIDReasoner, OneRec-Think,
+    LICD."""
     updates: int | None = None
     """Updates of stage 3; the preset's where left out."""
     iterations: int | None = None

@@ -154,6 +154,26 @@ def train_stage3(job: Job, seed: int, method: str, learning_rate: float) -> None
     folder.finish(time.monotonic() - began, trainer.state.global_step, metrics, counts)
 
 
+def choose_contrast(job: Job, seed: int, system: str) -> None:
+    """The policy that a system starts from, asked by contrastive inference with the weight that validation chooses."""
+    folder = contrast_folder(job, seed, system)
+    if folder.finished:
+        return
+    folder.start()
+    began, start = time.monotonic(), supervised_folder(job, seed, stage_of(system)).policy
+    policy = Policy.load(start, job.world.catalog)
+    tried = {}
+    for weight in SYSTEMS[system].contrast:
+        policy.contrast = weight
+        tried[weight] = _validate(job, policy)
+    policy.contrast = max(tried, key=lambda weight: tried[weight][0]["valid/ndcg@10"])
+    policy.save(folder.policy)
+    metrics, counts = tried[policy.contrast]
+    folder.write_card(metrics)
+    metrics |= {"contrast": policy.contrast, "parameters": float(policy.model.num_parameters())}
+    folder.finish(time.monotonic() - began, 0, metrics, counts)
+
+
 def run_test(job: Job, folder: RunFolder) -> None:
     """Read the test rows, once for a finished run: `test.csv` and the ranks of every user. None if it diverged."""
     if folder.diverged or (folder.path / "test.csv").is_file():
@@ -253,6 +273,16 @@ def stage3_folder(job: Job, seed: int, method: str, learning_rate: float) -> Run
     return RunFolder(job, f"seed{seed}/{method}-lr{learning_rate:g}", seed, method, config)
 
 
+def contrast_folder(job: Job, seed: int, system: str) -> RunFolder:
+    """Where a policy lives that is asked by contrastive inference."""
+    config = {
+        "weights": SYSTEMS[system].contrast,
+        "evaluation": asdict(job.recipe.evaluation),
+        "parent": supervised_folder(job, seed, stage_of(system)).identity,
+    }
+    return RunFolder(job, f"seed{seed}/{system}", seed, system, config)
+
+
 def references_folder(job: Job) -> RunFolder:
     """Where the rows without training live."""
     return RunFolder(job, "references", 0, "references", {"evaluation": asdict(job.recipe.evaluation)})
@@ -308,7 +338,8 @@ def run(job: Job, workers: int | None = None) -> pd.DataFrame:
     with Crew(workers) as crew:
         stages = [task for seed in recipe.seeds for task in _supervised_tasks(job, seed)]
         grid = [_stage3_task(job, first, name, rate, stages) for name in _trained(recipe) for rate in rates]
-        crew.work([Task(run_references, (job,), references_folder(job).finished), *stages, *grid])
+        contrasts = [_contrast_task(job, seed, name, stages) for seed in recipe.seeds for name in _contrasting(recipe)]
+        crew.work([Task(run_references, (job,), references_folder(job).finished), *stages, *contrasts, *grid])
         chosen = {name: choose_learning_rate(job, name) for name in _trained(recipe)}
         others = [
             _stage3_task(job, seed, name, chosen[name])
@@ -339,8 +370,10 @@ def result_runs(job: Job, chosen: dict[str, float]) -> list[RunFolder]:
 
     A seed that diverged at that rate has no result, and fewer seeds are reported.
     """
-    reported = [*CONTROLS, *(SYSTEMS[name].start for name in job.recipe.systems if SYSTEMS[name].objective is None)]
-    stages = [supervised_folder(job, seed, name) for seed in job.recipe.seeds for name in reported]
+    recipe, systems = job.recipe, [name for name in job.recipe.systems if SYSTEMS[name].objective is None]
+    reported = [*CONTROLS, *(SYSTEMS[name].start for name in systems if not SYSTEMS[name].contrast)]
+    stages = [supervised_folder(job, seed, name) for seed in recipe.seeds for name in reported]
+    stages += [contrast_folder(job, seed, name) for seed in recipe.seeds for name in _contrasting(recipe)]
     return stages + [
         stage3_folder(job, seed, name, chosen[name]) for name, seeds in _trained(job.recipe).items() for seed in seeds
     ]
@@ -408,14 +441,27 @@ def _supervised_tasks(job: Job, seed: int) -> list[Task]:
 
 def _stage3_task(job: Job, seed: int, method: str, rate: float, before: Sequence[Task] = ()) -> Task:
     done = stage3_folder(job, seed, method, rate).finished
-    needs = tuple(task for task in before if task.arguments == (job, seed, stage_of(method)))
-    return Task(train_stage3, (job, seed, method, rate), done, needs)
+    return Task(train_stage3, (job, seed, method, rate), done, _start(before, seed, method))
+
+
+def _contrast_task(job: Job, seed: int, system: str, before: Sequence[Task]) -> Task:
+    done = contrast_folder(job, seed, system).finished
+    return Task(choose_contrast, (job, seed, system), done, _start(before, seed, system))
+
+
+def _start(stages: Sequence[Task], seed: int, method: str) -> tuple[Task, ...]:
+    return tuple(task for task in stages if task.arguments[1:] == (seed, stage_of(method)))
 
 
 def _test_task(job: Job, folder: RunFolder, before: Sequence[Task]) -> Task:
     method, seed = folder.row["method"], folder.row["seed"]
     needs = tuple(task for task in before if task.arguments[1:3] == (seed, method))
     return Task(run_test, (job, folder), folder.diverged or (folder.path / "test.csv").is_file(), needs)
+
+
+def _contrasting(recipe: Recipe) -> list[str]:
+    """Systems of contrastive inference."""
+    return [name for name in recipe.systems if SYSTEMS[name].contrast]
 
 
 def _trained(recipe: Recipe) -> dict[str, tuple[int, ...]]:

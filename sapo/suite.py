@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from safetensors.torch import load_model, save_model
+from safetensors.torch import load_file, load_model, save_file, save_model
 
 from sapo.analysis.evaluation import rank_of_hit, ranking_metrics
 from sapo.analysis.ranks import add_ranks
@@ -21,6 +21,7 @@ from sapo.baselines.caser import Caser
 from sapo.baselines.fitting import FitConfig, Recommender, fit
 from sapo.baselines.gru4rec import GRU4Rec
 from sapo.baselines.hstu import HSTU
+from sapo.baselines.rearec import ReaRec
 from sapo.baselines.sasrec import SASRec
 from sapo.baselines.tiger import Tiger
 from sapo.crew import Crew, Task
@@ -29,6 +30,9 @@ from sapo.errors import InputError
 from sapo.experiments import reference_ranks, references_folder, run_ranks, run_references
 from sapo.recipes import QUICK, EvaluationConfig
 from sapo.runs import Job, RunFolder, write_table
+from sapo.semantic_ids.config import TokenizerConfig
+from sapo.semantic_ids.tokenizer import ItemTokenizer
+from sapo.semantic_ids.vectors import item_texts
 
 KS = (1, 3, 5, 10)
 MODELS: dict[str, Callable[..., Recommender]] = {
@@ -36,6 +40,7 @@ MODELS: dict[str, Callable[..., Recommender]] = {
     "gru4rec": GRU4Rec,
     "caser": Caser,
     "hstu": HSTU,
+    "rearec": ReaRec,
     "tiger": Tiger,
 }
 OF_SIDS = ("tiger",)  # models of codes, not of items and users
@@ -53,6 +58,8 @@ class Baseline:
     """Of the loop."""
     grid: tuple[dict[str, Any], ...] = ({},)
     """Each replaces some options, or fields of `fit`."""
+    tokenizer: TokenizerConfig | None = None
+    """How items get the SIDs of a model of codes; those of the data where None."""
 
     def chosen(self, number: int) -> "Baseline":
         """Itself with one setting of the grid."""
@@ -73,6 +80,21 @@ BASELINES: dict[str, Baseline] = {
     "TIGER": Baseline("tiger", {}, FitConfig(valid_rows=1000, batch_size=256), TIGERS),
     "HSTU": Baseline("hstu", {"size": 128, "heads": 2}, FitConfig(beta2=0.98), DROPOUTS),
 }
+
+
+def sids_folder(job: Job, tokenizer: TokenizerConfig) -> RunFolder:
+    """Where SIDs live that baselines share."""
+    return RunFolder(job, f"sids/{tokenizer.method}", tokenizer.seed, "sids", asdict(tokenizer))
+
+
+def make_sids(job: Job, tokenizer: TokenizerConfig) -> None:
+    """Learn SIDs from the items' texts and, if the method looks at them, the training sequences."""
+    folder = sids_folder(job, tokenizer)
+    folder.start()
+    began, world = time.monotonic(), job.world
+    sids = ItemTokenizer(tokenizer).fit(item_texts(world.catalog.texts), world.split)
+    save_file({"sids": sids}, folder.path / "sids.safetensors")
+    folder.finish(time.monotonic() - began, 0, {}, {})
 
 
 def baseline_folder(job: Job, name: str, number: int, seed: int) -> RunFolder:
@@ -114,7 +136,11 @@ def build(job: Job, name: str, number: int, seed: int) -> Recommender:
     settings, world = BASELINES[name].chosen(number), job.world
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        given = (world.catalog.sids,) if settings.model in OF_SIDS else (world.catalog.num_items, world.split.users)
+        given: tuple[Any, ...] = (world.catalog.num_items, world.split.users)
+        if settings.tokenizer is not None:
+            given = (load_file(sids_folder(job, settings.tokenizer).path / "sids.safetensors")["sids"],)
+        elif settings.model in OF_SIDS:
+            given = (world.catalog.sids,)
         model = MODELS[settings.model](*given, **settings.options)
     return model.cuda() if torch.cuda.is_available() else model
 
@@ -142,8 +168,10 @@ def run_baselines(
     job = Job(replace(QUICK, preset="baseline", evaluation=EvaluationConfig()), out, data, split=split)
     with Crew(workers) as crew:
         references = Task(run_references, (job,), references_folder(job).finished)
-        grid = [_fit_task(job, name, at, 0) for name in names for at in range(len(BASELINES[name].grid))]
-        crew.work([references, *grid])
+        tokenizers = dict.fromkeys(t for name in names if (t := BASELINES[name].tokenizer) is not None)
+        sids = [Task(make_sids, (job, t), sids_folder(job, t).finished) for t in tokenizers]
+        grid = [_fit_task(job, name, at, 0, sids) for name in names for at in range(len(BASELINES[name].grid))]
+        crew.work([references, *sids, *grid])
         chosen = {name: choose(job, name) for name in names}
         fits = [_fit_task(job, name, chosen[name], seed) for seed in range(seeds) for name in names]
         tests = []
@@ -166,6 +194,7 @@ def choose(job: Job, name: str) -> int:
     return scores.index(max(scores))
 
 
-def _fit_task(job: Job, name: str, number: int, seed: int) -> Task:
+def _fit_task(job: Job, name: str, number: int, seed: int, sids: Sequence[Task] = ()) -> Task:
     arguments = (job, name, number, seed)
-    return Task(fit_baseline, arguments, baseline_folder(*arguments).finished)
+    needs = tuple(task for task in sids if task.arguments == (job, BASELINES[name].tokenizer))
+    return Task(fit_baseline, arguments, baseline_folder(*arguments).finished, needs)

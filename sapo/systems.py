@@ -46,6 +46,8 @@ class System:
     source: str
     scope: str
     """What it leaves out of the system as published."""
+    contrast: tuple[float, ...] = ()
+    """Weights of contrastive inference, of which validation chooses one; none where empty."""
 
 
 SYSTEMS: dict[str, System] = {
@@ -67,6 +69,13 @@ SYSTEMS: dict[str, System] = {
         "best_of_beam",
         "2510.11639",
         "thoughts are drafted greedily, once a user; the authors' code draws five for a search each",
+    ),
+    "LICD": System(
+        "stage2",
+        None,
+        "2602.16587",
+        "thoughts of small policies are short, so no language model shortens them",
+        contrast=(0.25, 0.5, 1.0, 2.0),
     ),
 }
 

@@ -13,6 +13,7 @@ from sapo.baselines.cooccurrence import CoOccurrence
 from sapo.baselines.fitting import FitConfig, fit
 from sapo.baselines.gru4rec import GRU4Rec
 from sapo.baselines.hstu import HSTU
+from sapo.baselines.rearec import ReaRec
 from sapo.baselines.sasrec import SASRec
 from sapo.baselines.sequence import loss_of, negatives
 from sapo.data.interactions import Interactions
@@ -24,6 +25,7 @@ MODELS = {
     "GRU4Rec": lambda: GRU4Rec(ITEMS, max_history=6, size=8, hidden=10),
     "Caser": lambda: Caser(ITEMS, ["ann", "bob"], max_history=6, window=3, size=8, horizontal=3, vertical=2),
     "HSTU": lambda: HSTU(ITEMS, max_history=6, size=8, heads=2),
+    "ReaRec": lambda: ReaRec(ITEMS, max_history=6, size=8, heads=2),
 }
 
 
@@ -31,7 +33,7 @@ MODELS = {
 def model(request):
     torch.manual_seed(0)
     model = MODELS[request.param]().eval()
-    if request.param == "Caser":  # whose rows start so small that nothing would show
+    if request.param in ("Caser", "ReaRec"):  # whose rows start so small that nothing would show
         for weights in model.parameters():
             weights.data.normal_()
     return model
@@ -84,6 +86,22 @@ def test_bad_questions_say_so(model):
         model.rank([[1]], 13)
     with pytest.raises(InputError, match="a history is empty"):
         model.rank([[1], []], 3)
+
+
+def test_half_precision_trains_the_same_weights_roughly():
+    """bfloat16 rounds products to three digits; weights and validation stay in float32."""
+    sequences = [[(start + step) % ITEMS for step in range(6)] for start in range(ITEMS)]
+    split = Interactions([f"u{start}" for start in range(ITEMS)], sequences, ITEMS).leave_one_out()
+    logs = []
+    for half in (False, True):
+        torch.manual_seed(0)
+        model = SASRec(ITEMS, max_history=6, size=16, dropout=0.0)
+        log = fit(model, split, FitConfig(epochs=30, batch_size=4, half=half), seed=0)
+        logs.append(torch.tensor([row["loss"] for row in log]))
+        assert {weights.dtype for weights in model.parameters()} == {torch.float32}
+    assert logs[0][-1] < logs[0][0] / 2
+    torch.testing.assert_close(logs[1], logs[0], atol=0.03, rtol=0.03)
+    assert not torch.equal(logs[0], logs[1])
 
 
 # ------------------------------------------------------------------------------------------------- SASRec

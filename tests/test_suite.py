@@ -11,6 +11,10 @@ from sapo.baselines.fitting import FitConfig
 from sapo.data.catalog import Catalog
 from sapo.data.synthetic import SyntheticCatalogue, SyntheticConfig
 from sapo.errors import InputError
+from sapo.semantic_ids.collisions import collision_rate, extra_token
+from sapo.semantic_ids.config import TokenizerConfig
+from sapo.semantic_ids.tokenizer import ItemTokenizer
+from sapo.semantic_ids.vectors import item_texts
 
 FIT = FitConfig(epochs=2, learning_rate=0.01)
 GRID = ({"learning_rate": 1e-6}, {"size": 16}, {"epochs": 1})
@@ -91,6 +95,26 @@ def test_finished_runs_are_skipped_and_others_are_made_again(finished, monkeypat
     assert again["value"].tolist() == results["value"].tolist()
     with pytest.raises(TypeError):
         suite.run_baselines(str(out), str(folder), ["SASRec softmax"], seeds=3, workers=1)
+
+
+def test_models_of_codes_may_have_sids_of_their_own(finished, tmp_path, monkeypatch):
+    """LETTER's, made once for all settings and seeds, of the texts and the training sequences."""
+    folder, _, _ = finished
+    tokenizer = TokenizerConfig("letter", levels=(4, 4), epochs=3, collisions="share_out")
+    small = {"size": 8, "layers": 1, "heads": 1, "head_size": 8, "feed_forward": 8, "beams": 10}
+    letter = suite.Baseline("tiger", small, FIT, ({}, {"temperature": 0.7}), tokenizer)
+    monkeypatch.setattr(suite, "BASELINES", {"LETTER-TIGER": letter})
+    results = suite.run_baselines(str(tmp_path), str(folder), seeds=2, workers=1)
+    assert sorted(results[(results["method"] == "LETTER-TIGER") & (results["metric"] == "ndcg@10")]["seed"]) == [0, 1]
+    assert len(list(tmp_path.glob("runs/*/sids/letter-*"))) == 1
+    job = suite.Job(suite.replace(suite.QUICK, preset="baseline"), str(tmp_path), str(folder))
+    catalog, split = job.world.catalog, job.world.split
+    expected = ItemTokenizer(tokenizer).fit(item_texts(catalog.texts), split)
+    made = suite.build(job, "LETTER-TIGER", 0, 0).tokens
+    codes = extra_token(expected) if collision_rate(expected) else expected
+    starts = torch.tensor([1, 5, 9])[: codes.shape[1]]
+    assert (codes.amax(0)[:2] == 3).all()
+    assert made.tolist() == (codes + starts).tolist()
 
 
 def test_worker_processes_give_the_numbers_of_one(finished, tmp_path):

@@ -70,6 +70,19 @@ def test_the_loss_is_that_of_all_codes_of_the_targets(model):
     assert loss.item() == pytest.approx(sum(expected) / 2, abs=1e-5)
 
 
+def test_a_temperature_divides_the_logits_of_the_loss_alone(model):
+    split = Interactions(["ann"], [[4, 0, 1, 2, 3, 0]], 5).leave_one_out()
+    plain, ranked = model.loss(split, [2], FitConfig()).item(), model.rank([[4, 0, 1]], 5, ["ann"])
+    model.temperature = 0.7
+    prompt, target = model.prompts([[4, 0, 1]], ["ann"]), model.tokens[2]
+    written = torch.cat([torch.zeros(1, dtype=torch.long), target[:-1]])[None]
+    logits = model.network(input_ids=prompt, attention_mask=(prompt > 0).long(), decoder_input_ids=written).logits[0]
+    logps = (logits / 0.7).log_softmax(-1)[torch.arange(3), target]
+    assert model.loss(split, [2], FitConfig()).item() == pytest.approx(-logps.mean().item(), abs=1e-5)
+    assert abs(model.loss(split, [2], FitConfig()).item() - plain) > 1e-4
+    assert model.rank([[4, 0, 1]], 5, ["ann"]).tolist() == ranked.tolist()
+
+
 def test_it_learns_what_follows_two_items():
     """The next item is the sum of the last two modulo 5: neither of them alone says anything of it."""
     sequences = []

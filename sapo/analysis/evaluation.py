@@ -14,8 +14,7 @@ from torch import Tensor
 from sapo.credit.rewards import step_match
 from sapo.data.interactions import Split
 from sapo.errors import InputError
-from sapo.policy.beam_search import search_beams
-from sapo.policy.policy import Policy, think
+from sapo.policy.policy import Policy, search, think
 from sapo.progress import progress_bar
 
 DEFAULT_KS = (5, 10)
@@ -220,7 +219,7 @@ def evaluate_policy(
     bar = progress_bar(title, total=len(rows))
     for thought in think(policy, rows.history, thinking=thinking, batch_size=batch_size):
         for name, (width, normalize) in searches.items():
-            found = search_beams(thought.cache, policy.trie, policy.layout.sid_token_ids, width, ks[-1], normalize)
+            found = search(policy, thought, width, ks[-1], normalize)
             ranked[name][thought.rows] = found.sids.cpu()
         bar.update(len(thought.rows))
     bar.close()

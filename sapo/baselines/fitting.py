@@ -95,6 +95,9 @@ class FitConfig:
     """Of Adam."""
     weight_decay: float = 0.0
     """Of Adam, as an L2 penalty."""
+    half: bool = False
+    """Multiply matrices in bfloat16 while training (`torch.autocast`): up to three times as fast where the processor
+    can; weights and validation stay in float32."""
 
 
 def fit(model: Recommender, split: Split, config: FitConfig, seed: int, title: str = "fit") -> list[dict[str, float]]:
@@ -118,6 +121,7 @@ def fit(model: Recommender, split: Split, config: FitConfig, seed: int, title: s
     optimizer = torch.optim.Adam(
         model.parameters(), config.learning_rate, betas=(0.9, config.beta2), weight_decay=config.weight_decay
     )
+    device = next(model.parameters()).device.type
     history: list[dict[str, float]] = []
     best, best_epoch, weights = -1.0, 0, model.state_dict()
     with torch.random.fork_rng():
@@ -127,7 +131,8 @@ def fit(model: Recommender, split: Split, config: FitConfig, seed: int, title: s
             model.train()
             total = count = 0.0
             for batch in _batches([lengths[row] for row in examples], config.batch_size):
-                loss = model.loss(split, [examples[place] for place in batch], config)
+                with torch.autocast(device, torch.bfloat16, enabled=config.half):
+                    loss = model.loss(split, [examples[place] for place in batch], config)
                 if not loss.isfinite():
                     raise FloatingPointError(f"{title}: the loss is {loss.item()} in epoch {epoch}; use a lower rate.")
                 optimizer.zero_grad()

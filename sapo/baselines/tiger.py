@@ -7,6 +7,9 @@ comes out is a ranking of items.
 
 The network is transformers' T5 of the paper's size. The authors publish no code; learning rate and length of training
 here are the loop's.
+
+LETTER-TIGER (arXiv 2405.07314) is the same model of SIDs that LETTER makes, trained at a temperature below 1, which
+weighs likely wrong codes more; as in its authors' code, the search does without it.
 """
 
 import zlib
@@ -34,6 +37,7 @@ class Tiger(Recommender):
         size, layers, heads, head_size, feed_forward: of the encoder and of the decoder each.
         user_tokens: how many users are hashed to; 0 leaves users out.
         beams: of the search, at least k.
+        temperature: the logits of the loss are divided by it.
     """
 
     ranked_together = 64
@@ -51,11 +55,12 @@ class Tiger(Recommender):
         dropout: float = 0.1,
         user_tokens: int = 2000,
         beams: int = 20,
+        temperature: float = 1.0,
     ):
         from transformers import T5Config, T5ForConditionalGeneration
 
         super().__init__(len(sids), max_history)
-        self.user_tokens, self.beams = user_tokens, beams
+        self.user_tokens, self.beams, self.temperature = user_tokens, beams, temperature
         codes = extra_token(sids) if collision_rate(sids) else sids
         sizes = (codes.amax(0) + 1).tolist()
         self.trie = SidTrie(codes, sizes)
@@ -88,7 +93,7 @@ class Tiger(Recommender):
         prompts = self.prompts(rows.history, rows.user)
         targets = self.tokens[rows.target]
         logits = self._logits(self._encode(prompts), prompts, targets[:, :-1])
-        return cross_entropy(logits.flatten(0, 1), targets.flatten())
+        return cross_entropy(logits.flatten(0, 1) / self.temperature, targets.flatten())
 
     def prompts(self, histories: Sequence[Sequence[int]], users: Sequence[str]) -> Int[Tensor, "B P"]:
         """What is read: the user's word and the codes of the last items, padded with 0 at the end."""

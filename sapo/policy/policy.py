@@ -14,7 +14,8 @@ from sapo.data.catalog import Catalog
 from sapo.data.interactions import Split
 from sapo.errors import InputError
 from sapo.files import disk_errors, write_folder_atomically
-from sapo.policy.beam_search import search_beams
+from sapo.policy.beam_search import Beams, search_beams
+from sapo.policy.contrast import CANDIDATES, contrast
 from sapo.policy.layout import ReasoningLayout
 from sapo.policy.prompts import THINK_END, THINK_START, history_text, sid_token_ids
 from sapo.policy.rollout import Decoder
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 MANIFEST = "sapo.json"
+SETTINGS = (
+    *("split", "data_hash", "block_budget", "max_history", "min_block_tokens"),
+    *("thinking", "num_blocks", "contrast"),
+)  # of a policy, in its manifest
 
 
 @dataclass(eq=False)
@@ -38,6 +43,7 @@ class Policy:
         max_history: items of the history that a prompt shows, the most recent ones.
         thinking: whether it was trained to think before it names an item.
         num_blocks: how many blocks it thinks in; K where None.
+        contrast: weight of contrastive inference (`sapo.policy.contrast`) when it is asked for items after thinking.
     """
 
     model: "PreTrainedModel"
@@ -50,6 +56,7 @@ class Policy:
     min_block_tokens: int = 0
     thinking: bool = True
     num_blocks: int | None = None
+    contrast: float = 0.0
 
     def __post_init__(self) -> None:
         self.layout = ReasoningLayout(
@@ -89,16 +96,10 @@ class Policy:
     def save(self, folder: str | Path) -> None:
         """Write weights, tokenizer and manifest; the folder appears whole or not at all."""
         manifest = {
-            "split": self.split,
-            "data_hash": self.data_hash,
             "catalog_hash": self.catalog.content_hash,
             "catalog": self.catalog.name,
             "num_levels": self.catalog.num_levels,
-            "block_budget": self.block_budget,
-            "max_history": self.max_history,
-            "min_block_tokens": self.min_block_tokens,
-            "thinking": self.thinking,
-            "num_blocks": self.num_blocks,
+            **{name: getattr(self, name) for name in SETTINGS},
         }
         with write_folder_atomically(folder) as temporary:
             with disk_errors(folder):
@@ -136,8 +137,7 @@ class Policy:
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device)
         tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
-        settings = ("split", "data_hash", "block_budget", "max_history", "min_block_tokens", "thinking", "num_blocks")
-        return cls(model, tokenizer, catalog, **{name: manifest[name] for name in settings})
+        return cls(model, tokenizer, catalog, **{name: manifest[name] for name in SETTINGS if name in manifest})
 
 
 class Recommendations(NamedTuple):
@@ -174,7 +174,7 @@ def recommend(
     scores = torch.full((len(histories), k), float("-inf"))
     thoughts = [""] * len(histories)
     for batch in think(policy, histories, thinking=thinking, batch_size=batch_size, progress=progress):
-        beams = search_beams(batch.cache, policy.trie, policy.layout.sid_token_ids, num_beams, k, normalize)
+        beams = search(policy, batch, num_beams, k, normalize)
         sids[batch.rows], scores[batch.rows] = beams.sids.cpu(), beams.scores.cpu()
         for row, thought in zip(batch.rows, batch.thinking, strict=True):
             thoughts[row] = thought
@@ -186,7 +186,25 @@ class Thoughts(NamedTuple):
 
     rows: list[int]  # which histories
     cache: PromptCache  # prompts and blocks, read
+    prompts: list[str]
     thinking: list[str]
+
+
+def search(
+    policy: Policy, thoughts: Thoughts, num_beams: int, k: int, normalize: Literal["full", "trie"] = "trie"
+) -> Beams:
+    """The k best SIDs after thoughts: those of a beam search, or, of a policy that contrasts, of its candidates.
+
+    The candidates are at least `CANDIDATES`, and their scores are no log-probabilities.
+    """
+    contrasting = policy.contrast and any(thoughts.thinking)
+    width = max(num_beams, CANDIDATES) if contrasting else num_beams
+    found = search_beams(
+        thoughts.cache, policy.trie, policy.layout.sid_token_ids, width, width if contrasting else k, normalize
+    )
+    if contrasting:
+        found = contrast(policy, found, thoughts.prompts, thoughts.thinking, policy.contrast)
+    return Beams(found.sids[:, :k], found.scores[:, :k])
 
 
 @torch.no_grad()
@@ -226,4 +244,4 @@ def think(
             thoughts = [
                 policy.tokenizer.decode(ids[:length]) for ids, length in zip(drafts.ids, drafts.length, strict=True)
             ]
-        yield Thoughts(rows, cache, thoughts)
+        yield Thoughts(rows, cache, [texts[row] for row in rows], thoughts)
