@@ -21,13 +21,18 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from safetensors.torch import load_model, save_model
 
-from sapo.analysis.evaluation import evaluate_policy, rank_of_hit, ranking_metrics
+from sapo.analysis.evaluation import evaluate_policy, evaluate_ranking
 from sapo.analysis.ranks import RANKS, ROWS, add_ranks, merge_ranks
 from sapo.analysis.results import WORLD, add_results, others, read_results
 from sapo.baselines.cooccurrence import CoOccurrence
+from sapo.baselines.fitting import fit
 from sapo.baselines.knn import ItemKNN
 from sapo.baselines.popularity import Popularity
+from sapo.baselines.r2ec import R2ec
+from sapo.baselines.rec_cot import RecCoT
+from sapo.baselines.rec_r1 import RecR1
 from sapo.credit.objectives import OBJECTIVES
 from sapo.crew import Crew, Task
 from sapo.errors import InputError
@@ -50,6 +55,7 @@ REFERENCES: dict[str, Popularity | CoOccurrence] = {
     "cooccurrence": CoOccurrence(),
     "item_knn": ItemKNN(),
 }
+RECOMMENDERS: dict[str, type[RecR1] | type[R2ec] | type[RecCoT]] = {"R2ec": R2ec, "Rec-R1": RecR1, "RecCoT": RecCoT}
 KEYS = {"dynamics.csv.gz": [*WORLD, "method"], "rollouts.csv.gz": WORLD}
 BOOKKEEPING = r"^completions/|/std$|^num_tokens$|^step_time$|/reward_mean$"  # stays in a run's log.csv
 CONTROLS = ("stage2", "stage2_no_thinking")  # supervised stages that every job reports
@@ -156,7 +162,7 @@ def train_stage3(job: Job, seed: int, method: str, learning_rate: float) -> None
 
 def choose_contrast(job: Job, seed: int, system: str) -> None:
     """The policy that a system starts from, asked by contrastive inference with the weight that validation chooses."""
-    folder = contrast_folder(job, seed, system)
+    folder = system_folder(job, seed, system)
     if folder.finished:
         return
     folder.start()
@@ -174,14 +180,46 @@ def choose_contrast(job: Job, seed: int, system: str) -> None:
     folder.finish(time.monotonic() - began, 0, metrics, counts)
 
 
+def fit_recommender(job: Job, seed: int, system: str) -> None:
+    """A system that recommends by more than naming SIDs, fitted to the thoughts of the policy it starts from."""
+    folder = system_folder(job, seed, system)
+    if folder.finished:
+        return
+    folder.start()
+    began, model, log = time.monotonic(), _recommender(job, seed, system), []
+    for number, config in enumerate(SYSTEMS[system].fits, start=1):
+        history = fit(model, job.world.split, config, seed, f"{system} seed {seed}")
+        log += [{"fit": number} | row for row in history]
+    save_model(model, str(folder.path / "model.safetensors"))
+    write_table(pd.DataFrame(log), folder.path / "fits.csv")
+    best = max(row["ndcg@10"] for row in history)
+    policy = model.policy.model.num_parameters()
+    own = sum(p.numel() for name, p in model.named_parameters() if not name.startswith("model."))
+    metrics = {"valid/ndcg@10": best, "parameters": float(policy + own)}
+    folder.finish(time.monotonic() - began, 0, metrics, {"valid/ndcg@10": len(job.world.split.valid)})
+
+
+def _recommender(job: Job, seed: int, system: str) -> RecR1 | R2ec | RecCoT:
+    """One with the weights that it starts from."""
+    policy = Policy.load(supervised_folder(job, seed, stage_of(system)).policy, job.world.catalog)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return RECOMMENDERS[system](policy, job.world.split).to(policy.model.device)
+
+
 def run_test(job: Job, folder: RunFolder) -> None:
     """Read the test rows, once for a finished run: `test.csv` and the ranks of every user. None if it diverged."""
     if folder.diverged or (folder.path / "test.csv").is_file():
         return
-    world = job.world
-    policy = Policy.load(folder.policy, world.catalog)
-    limit = job.recipe.evaluation.test_rows
-    metrics, users = evaluate_policy(policy, world.split, "test", limit, title=f"test {folder.path.name}")
+    world, limit = job.world, job.recipe.evaluation.test_rows
+    if (system := str(folder.row["method"])) in RECOMMENDERS:
+        model = _recommender(job, folder.seed, system)
+        load_model(model, str(folder.path / "model.safetensors"))
+        rows = world.split.test.sample(limit)
+        metrics, users = evaluate_ranking(model.rank(rows.history, max(KS), rows.user), rows, KS)
+    else:
+        policy = Policy.load(folder.policy, world.catalog)
+        metrics, users = evaluate_policy(policy, world.split, "test", limit, title=f"test {folder.path.name}")
     write_table(users, folder.path / "per_user.csv.gz")
     write_table(folder.results("measured", metrics, len(users)), folder.path / "test.csv")
 
@@ -200,14 +238,13 @@ def run_references(job: Job) -> None:
         places = min(max(KS), world.catalog.num_items)
         ranked = method.fit(world.split.sequences, world.catalog.num_items).rank(rows.history, places)
         ranked = torch.nn.functional.pad(ranked, (0, max(KS) - places), value=-1)
-        metrics = ranking_metrics(ranked, target, KS)
+        metrics, users = evaluate_ranking(ranked, rows, KS)
         metrics |= {
             f"match_level_{k + 1}": rate
             for k, rate in enumerate((sids[ranked[:, 0]] == sids[target]).float().mean(0).tolist())
         }
         tables.append(folder.results("measured", metrics, len(rows)).assign(method=name))
-        rank = rank_of_hit(ranked == target[:, None])
-        ranks.append(pd.DataFrame({"method": name, "user": rows.user, "target": rows.target, "rank": rank.tolist()}))
+        ranks.append(users.assign(method=name))
     if world.synthetic is not None:
         optimum = world.synthetic.optimum(rows, KS)
         tables.append(folder.results("exact", optimum, len(rows)).assign(method="optimum"))
@@ -273,10 +310,11 @@ def stage3_folder(job: Job, seed: int, method: str, learning_rate: float) -> Run
     return RunFolder(job, f"seed{seed}/{method}-lr{learning_rate:g}", seed, method, config)
 
 
-def contrast_folder(job: Job, seed: int, system: str) -> RunFolder:
-    """Where a policy lives that is asked by contrastive inference."""
+def system_folder(job: Job, seed: int, system: str) -> RunFolder:
+    """Where a system lives that is made of a supervised stage in another way than by stage 3."""
     config = {
-        "weights": SYSTEMS[system].contrast,
+        "contrast": SYSTEMS[system].contrast,
+        "fits": [asdict(config) for config in SYSTEMS[system].fits],
         "evaluation": asdict(job.recipe.evaluation),
         "parent": supervised_folder(job, seed, stage_of(system)).identity,
     }
@@ -338,8 +376,8 @@ def run(job: Job, workers: int | None = None) -> pd.DataFrame:
     with Crew(workers) as crew:
         stages = [task for seed in recipe.seeds for task in _supervised_tasks(job, seed)]
         grid = [_stage3_task(job, first, name, rate, stages) for name in _trained(recipe) for rate in rates]
-        contrasts = [_contrast_task(job, seed, name, stages) for seed in recipe.seeds for name in _contrasting(recipe)]
-        crew.work([Task(run_references, (job,), references_folder(job).finished), *stages, *contrasts, *grid])
+        more = [_system_task(job, seed, name, stages) for seed in recipe.seeds for name in _without_stage3(recipe)]
+        crew.work([Task(run_references, (job,), references_folder(job).finished), *stages, *more, *grid])
         chosen = {name: choose_learning_rate(job, name) for name in _trained(recipe)}
         others = [
             _stage3_task(job, seed, name, chosen[name])
@@ -370,10 +408,11 @@ def result_runs(job: Job, chosen: dict[str, float]) -> list[RunFolder]:
 
     A seed that diverged at that rate has no result, and fewer seeds are reported.
     """
-    recipe, systems = job.recipe, [name for name in job.recipe.systems if SYSTEMS[name].objective is None]
-    reported = [*CONTROLS, *(SYSTEMS[name].start for name in systems if not SYSTEMS[name].contrast)]
+    recipe = job.recipe
+    supervised = [name for name in recipe.systems if SYSTEMS[name].kind == "supervised"]
+    reported = [*CONTROLS, *(SYSTEMS[name].start for name in supervised)]
     stages = [supervised_folder(job, seed, name) for seed in recipe.seeds for name in reported]
-    stages += [contrast_folder(job, seed, name) for seed in recipe.seeds for name in _contrasting(recipe)]
+    stages += [system_folder(job, seed, name) for seed in recipe.seeds for name in _without_stage3(recipe)]
     return stages + [
         stage3_folder(job, seed, name, chosen[name]) for name, seeds in _trained(job.recipe).items() for seed in seeds
     ]
@@ -444,9 +483,9 @@ def _stage3_task(job: Job, seed: int, method: str, rate: float, before: Sequence
     return Task(train_stage3, (job, seed, method, rate), done, _start(before, seed, method))
 
 
-def _contrast_task(job: Job, seed: int, system: str, before: Sequence[Task]) -> Task:
-    done = contrast_folder(job, seed, system).finished
-    return Task(choose_contrast, (job, seed, system), done, _start(before, seed, system))
+def _system_task(job: Job, seed: int, system: str, before: Sequence[Task]) -> Task:
+    make = choose_contrast if SYSTEMS[system].kind == "contrast" else fit_recommender
+    return Task(make, (job, seed, system), system_folder(job, seed, system).finished, _start(before, seed, system))
 
 
 def _start(stages: Sequence[Task], seed: int, method: str) -> tuple[Task, ...]:
@@ -459,15 +498,15 @@ def _test_task(job: Job, folder: RunFolder, before: Sequence[Task]) -> Task:
     return Task(run_test, (job, folder), folder.diverged or (folder.path / "test.csv").is_file(), needs)
 
 
-def _contrasting(recipe: Recipe) -> list[str]:
-    """Systems of contrastive inference."""
-    return [name for name in recipe.systems if SYSTEMS[name].contrast]
+def _without_stage3(recipe: Recipe) -> list[str]:
+    """Systems that are made of a supervised stage in another way than by stage 3."""
+    return [name for name in recipe.systems if SYSTEMS[name].kind in ("contrast", "recommender")]
 
 
 def _trained(recipe: Recipe) -> dict[str, tuple[int, ...]]:
     """What has a stage 3, and with which seeds."""
     ablations = dict.fromkeys(recipe.ablations, recipe.seeds[: recipe.ablation_seeds])
-    systems = (name for name in recipe.systems if SYSTEMS[name].objective is not None)
+    systems = (name for name in recipe.systems if SYSTEMS[name].kind == "stage3")
     return ablations | dict.fromkeys((*recipe.objectives, *systems), recipe.seeds)
 
 

@@ -110,6 +110,7 @@ class RunFolder:
 
     def __init__(self, job: Job, name: str, seed: int, method: str, config: dict[str, Any]):
         world = job.world
+        self.seed = seed
         self.row = {
             "dataset": world.name,
             "split": world.split.name,

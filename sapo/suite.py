@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file, load_model, save_file, save_model
 
-from sapo.analysis.evaluation import rank_of_hit, ranking_metrics
+from sapo.analysis.evaluation import evaluate_ranking
 from sapo.analysis.ranks import add_ranks
 from sapo.analysis.results import add_results
 from sapo.baselines.caser import Caser
@@ -124,11 +124,9 @@ def rank_test_rows(job: Job, name: str, number: int, seed: int) -> None:
     folder, rows = baseline_folder(job, name, number, seed), job.world.split.test
     model = build(job, name, number, seed)
     load_model(model, str(folder.path / "model.safetensors"))
-    ranked, target = model.rank(rows.history, max(KS), rows.user), torch.tensor(rows.target)
-    rank = rank_of_hit(ranked == target[:, None])
-    users = pd.DataFrame({"user": rows.user, "target": rows.target, "rank": rank.tolist()})
+    metrics, users = evaluate_ranking(model.rank(rows.history, max(KS), rows.user), rows, KS)
     write_table(users, folder.path / "per_user.csv.gz")
-    write_table(folder.results("measured", ranking_metrics(ranked, target, KS), len(rows)), folder.path / "test.csv")
+    write_table(folder.results("measured", metrics, len(rows)), folder.path / "test.csv")
 
 
 def build(job: Job, name: str, number: int, seed: int) -> Recommender:

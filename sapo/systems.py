@@ -4,8 +4,10 @@ All use our data, backbone, numbers of updates and evaluation, so that rows diff
 leaves out stands in `scope`.
 """
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+from sapo.baselines.fitting import FitConfig
 
 if TYPE_CHECKING:
     from sapo.training.sft import SFTTask
@@ -48,8 +50,19 @@ class System:
     """What it leaves out of the system as published."""
     contrast: tuple[float, ...] = ()
     """Weights of contrastive inference, of which validation chooses one; none where empty."""
+    fits: tuple[FitConfig, ...] = ()
+    """One after the other, of a recommender that is made of the policy; none where empty."""
+
+    @property
+    def kind(self) -> Literal["stage3", "contrast", "recommender", "supervised"]:
+        """What is done after the supervised stage."""
+        if self.objective is not None:
+            return "stage3"
+        return "contrast" if self.contrast else "recommender" if self.fits else "supervised"
 
 
+# Policy gradients of recommenders that think: 64 updates of 32 histories between two validations.
+REWARDED = FitConfig("reward", epochs=8, patience=3, examples=2048, valid_rows=1000, batch_size=32, learning_rate=3e-4)
 SYSTEMS: dict[str, System] = {
     "LC-Rec": System(
         "stage2_alignment",
@@ -76,6 +89,30 @@ SYSTEMS: dict[str, System] = {
         "2602.16587",
         "thoughts of small policies are short, so no language model shortens them",
         contrast=(0.25, 0.5, 1.0, 2.0),
+    ),
+    "R2ec": System(
+        "stage2",
+        None,
+        "2505.16994",
+        "matching is learnt before rewards; nothing of the history is masked",
+        fits=(
+            FitConfig(epochs=8, patience=2, valid_rows=1000, learning_rate=1e-3),
+            replace(REWARDED, learning_rate=1e-4),
+        ),
+    ),
+    "Rec-R1": System(
+        "stage2_one_block",
+        None,
+        "2503.24289",
+        "the query is a thought of the policy's few words; no pretrained language model, no product search",
+        fits=(REWARDED,),
+    ),
+    "RecCoT": System(
+        "stage2",
+        None,
+        "2506.21032",
+        "next items in place of ratings, thoughts after histories in place of explained reviews; the policy is fixed",
+        fits=(FitConfig(patience=5, batch_size=512),),
     ),
 }
 

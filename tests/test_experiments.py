@@ -359,7 +359,7 @@ def test_systems_of_the_field_are_runs_like_ours(finished, tmp_path):
     )
     with pytest.raises(InputError, match="has not learnt to think"):
         recommend(policies["MiniOneRec"], histories, thinking=True)
-    licd = experiments.contrast_folder(job, 0, "LICD")
+    licd = experiments.system_folder(job, 0, "LICD")
     assert Policy.load(licd.policy, catalog).contrast in SYSTEMS["LICD"].contrast
     # step credit has no meaning for one block before the SID, and a policy that does not think has no thoughts to train
     for name, objective, message in (

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sapo.credit.rewards import step_match
-from sapo.data.interactions import Split
+from sapo.data.interactions import Rows, Split
 from sapo.errors import InputError
 from sapo.policy.policy import Policy, search, think
 from sapo.progress import progress_bar
@@ -45,6 +45,16 @@ def ranking_metrics(
         raise InputError("target holds negative labels; -1 is padding and can only stand in a ranking.")
     hit = ranked == target[:, None]
     return _metrics(_first(hit), torch.ones(len(target), device=target.device), ks, per_user)
+
+
+def evaluate_ranking(
+    ranked: Int[Tensor, "U R"], rows: Rows, ks: tuple[int, ...]
+) -> tuple[dict[str, float], pd.DataFrame]:
+    """`ranking_metrics` of items ranked for rows; and a row a user: user, target, rank of the target (0: not found)."""
+    target = torch.tensor(rows.target)
+    rank = rank_of_hit(ranked == target[:, None])
+    users = pd.DataFrame({"user": rows.user, "target": rows.target, "rank": rank.tolist()})
+    return ranking_metrics(ranked, target, ks), users
 
 
 @overload

@@ -76,13 +76,16 @@ class Recommender(nn.Module, ABC):
 class FitConfig:
     """How a model is fitted. An epoch is every training example once."""
 
-    loss: Literal["softmax", "bce"] = "softmax"
-    """Of models that read item by item. softmax: cross-entropy over all items. bce: binary cross-entropy of the next
-    item and of one that is drawn from those that the user's training sequence does not hold."""
+    loss: Literal["softmax", "bce", "reward"] = "softmax"
+    """softmax: cross-entropy over all items, or what a model has for it. bce, of models that read item by item: binary
+    cross-entropy of the next item and of one that is drawn from those that the user's training sequence does not hold.
+    reward, of models that think: policy gradients."""
     epochs: int = 200
     """At most."""
     patience: int = 10
     """Validations in a row without a better NDCG@10 that end it."""
+    examples: int | None = None
+    """How many an epoch has, drawn anew; all where None."""
     validate_every: int = 1
     """Epochs from one to the next."""
     valid_rows: int | None = None
@@ -130,7 +133,7 @@ def fit(model: Recommender, split: Split, config: FitConfig, seed: int, title: s
         for epoch in epochs:
             model.train()
             total = count = 0.0
-            for batch in _batches([lengths[row] for row in examples], config.batch_size):
+            for batch in _batches([lengths[row] for row in examples], config.batch_size, config.examples):
                 with torch.autocast(device, torch.bfloat16, enabled=config.half):
                     loss = model.loss(split, [examples[place] for place in batch], config)
                 if not loss.isfinite():
@@ -153,9 +156,9 @@ def fit(model: Recommender, split: Split, config: FitConfig, seed: int, title: s
     return history
 
 
-def _batches(lengths: list[int], batch_size: int) -> Iterator[list[int]]:
-    """Every example once, in random batches of similar lengths."""
-    order = torch.randperm(len(lengths)).tolist()
+def _batches(lengths: list[int], batch_size: int, most: int | None = None) -> Iterator[list[int]]:
+    """Every example once, or so many of them, in random batches of similar lengths."""
+    order = torch.randperm(len(lengths)).tolist()[:most]
     batches: list[list[int]] = []
     for start in range(0, len(order), POOL * batch_size):
         pool = sorted(order[start : start + POOL * batch_size], key=lambda row: lengths[row])

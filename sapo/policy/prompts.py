@@ -9,7 +9,8 @@ What the model does next is decided by the first token of the completion, so a p
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 PAD, BOS, EOS, UNK = "<pad>", "<bos>", "<eos>", "<unk>"
 THINK_START, THINK_END = "<think>", "</think>"
 TITLE_OF, ITEM_OF = "<title>", "<item>"  # stage 1: SID <title> words, and <item> words SID
+TITLE_WORDS = 8
 
 _WORD = re.compile(r"[^\W\d_]{2,}")
 
@@ -31,6 +33,11 @@ _WORD = re.compile(r"[^\W\d_]{2,}")
 def split_words(text: str) -> list[str]:
     """Lower-case words of two letters or more, in order."""
     return _WORD.findall(text.lower())
+
+
+def title_words(title: str, vocabulary: Collection[str]) -> list[str]:
+    """What a prompt says of a title: its first words that a tokenizer knows."""
+    return [*islice((word for word in split_words(title) if word in vocabulary), TITLE_WORDS)]
 
 
 def sid_token(level: int, code: int) -> str:

@@ -14,7 +14,6 @@ and the next SID after a history of titles.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -28,14 +27,13 @@ from sapo.data.interactions import Split
 from sapo.errors import InputError
 from sapo.files import disk_errors
 from sapo.policy.policy import Policy
-from sapo.policy.prompts import BOS, EOS, ITEM_OF, TITLE_OF, sid_text, split_words
+from sapo.policy.prompts import BOS, EOS, ITEM_OF, TITLE_OF, sid_text, title_words
 from sapo.policy.shared_prompt import PackedGroups
 from sapo.policy.traces import Traces
 from sapo.training.progress import ProgressLine, StopAtNonFiniteLoss
 
 SFTTask = Literal["next_item", "alignment", "thinking"]
 IGNORED = -100  # the label that the loss skips
-TITLE_WORDS = 8  # of a title, the first known ones
 # Of the examples of "alignment": title words after a history, and a SID after a history of title words. As many
 # translate single items; half are next items.
 ALIGNED = 0.25
@@ -123,8 +121,7 @@ class Examples(torch.utils.data.Dataset):
         return self._encode(f"{BOS} {sid_text(catalog, first)}", " ".join(sid_text(catalog, item) for item in rest))
 
     def _words(self, item: int) -> list[str]:
-        words = (word for word in split_words(self.policy.catalog.titles[item]) if word in self.known)
-        return [*islice(words, TITLE_WORDS)]
+        return title_words(self.policy.catalog.titles[item], self.known)
 
     def _encode(self, prompt: str, answer: str) -> dict[str, list[int]]:
         prompt_ids, answer_ids = (self.policy.tokenizer(text)["input_ids"] for text in (prompt, answer))

@@ -1,0 +1,221 @@
+"""Recommenders made of a policy's thoughts: what they read, what pays, and where gradients go."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from test_policy import CATALOG, INTERACTIONS, make_policy
+
+from sapo.baselines import rec_cot
+from sapo.baselines.fitting import FitConfig, fit
+from sapo.baselines.r2ec import R2ec
+from sapo.baselines.rec_cot import RecCoT
+from sapo.baselines.rec_r1 import RecR1, Retriever
+from sapo.credit.advantages import trajectory_advantages
+from sapo.data.interactions import Rows, Split
+from sapo.errors import InputError
+from sapo.policy.policy import think
+from sapo.policy.rollout import block_tokens
+
+SPLIT = INTERACTIONS.leave_one_out()
+HISTORIES = [[0, 1], [5], [5, 4, 3, 2]]
+
+
+def one_block(policy):
+    return replace(policy, num_blocks=1, block_budget=4)
+
+
+# ------------------------------------------------------------------------------------------------- what all share
+
+
+@pytest.mark.parametrize("mark", [False, True])
+def test_thoughts_are_read_as_one_by_one(mark):
+    """Log-probabilities over what a block may hold, and the state of the last token, of texts without padding."""
+    policy = make_policy()
+    model = RecR1(policy, SPLIT, group_size=4)
+    torch.manual_seed(0)
+    drawn = model.draw(HISTORIES, 4, greedy=False)
+    token = policy.tokenizer.convert_tokens_to_ids("<item>") if mark else None
+    logps, states = model.read(drawn, token)
+    may_stand = block_tokens(policy.layout, policy.model.config.vocab_size, policy.tokenizer.pad_token_id, [])
+    may_stand[policy.tokenizer.eos_token_id] = False
+    for row in range(12):
+        prompt = policy.tokenizer(policy.prompts([HISTORIES[row // 4]])[0])["input_ids"]
+        thought = drawn.ids[row, : drawn.lengths[row]].tolist()
+        out = policy.model(torch.tensor([prompt + thought + ([token] if mark else [])]), output_hidden_states=True)
+        torch.testing.assert_close(states[row], out.hidden_states[-1][0, -1], atol=1e-4, rtol=1e-4)
+        for column, written in enumerate(thought):
+            if drawn.sampled[row, column]:
+                options = out.logits[0, len(prompt) + column - 1].masked_fill(~may_stand, float("-inf"))
+                assert logps[row, column].item() == pytest.approx(options.log_softmax(0)[written].item(), abs=1e-4)
+
+
+def test_the_greedy_thought_is_that_of_the_policy():
+    policy = make_policy()
+    model = RecR1(policy, SPLIT)
+    (thoughts,) = think(policy, HISTORIES)
+    expected = [text.replace("<think>", "").replace("</think>", "").split() for text in thoughts.thinking]
+    said = [text.split() for text in model.words(model.draw(HISTORIES))]
+    assert [said[row] for row in thoughts.rows] == expected
+
+
+def test_a_policy_that_does_not_think_is_refused():
+    with pytest.raises(InputError, match="has not learnt to think"):
+        RecR1(replace(make_policy(), thinking=False), SPLIT)
+
+
+# ------------------------------------------------------------------------------------------------- Rec-R1
+
+
+def test_the_retriever_by_hand():
+    """Four items; popular are 2, 0, 3, 1. "steel" is in 0, 1 and 2, and shares the vector's length with other words."""
+    texts = ["steel knife", "steel knife", "steel steel", "copper pot"]
+    retriever = Retriever(texts, torch.tensor([2, 0, 3, 1]))
+    # item 2 is steel alone; 0 and 1 are alike, so the popular one comes first; 3 has no such word
+    assert retriever.rank(["steel"], 4).tolist() == [[2, 0, 1, 3]]
+    assert retriever.rank(["pot pot"], 2).tolist() == [[3, 2]]
+    assert retriever.rank([""], 4).tolist() == [[2, 0, 3, 1]]
+    rewards = retriever.rewards(["steel"] * 4 + ["zebra"], [2, 0, 1, 3, 2])
+    # ranks 1, 2 and 3: 0.1 + 1, 0.1 + 1 / log2(3), 0.1 + 1/2; a target that shares no word earns nothing
+    expected = [1.1, 0.1 + 1 / math.log2(3), 0.6, 0.0, 0.0]
+    np.testing.assert_allclose(rewards.numpy(), expected, atol=1e-6)
+
+
+def test_hits_beyond_the_thousandth_earn_nothing():
+    texts = ["steel"] * 1002
+    retriever = Retriever(texts, torch.arange(1002))
+    rewards = retriever.rewards(["steel"] * 2, [999, 1000])
+    assert rewards.tolist() == [pytest.approx(0.1 + 1 / math.log2(1001)), 0.0]
+
+
+def test_queries_learn_to_find_the_target():
+    """Item 3, the steel knife, always comes next. Sampled queries say so more and more."""
+    policy = one_block(make_policy())
+    with torch.no_grad():  # a policy without preferences
+        for weights in policy.model.parameters():
+            weights.mul_(0.2)
+    rows = Rows(["u"] * 8, [[0], [1], [2], [4], [5], [0, 1], [1, 2], [4, 5]], [3] * 8)
+    split = Split("leave_one_out", ["u"], [[0, 1, 2, 4, 5, 3]], rows, rows, rows, "")
+    model = RecR1(policy, split, group_size=8)
+
+    def mean_reward():
+        torch.manual_seed(1)
+        drawn = model.draw(rows.history, 32, greedy=False)
+        return model.retriever.rewards(model.words(drawn), [3] * 256).mean().item()
+
+    before = mean_reward()
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    for _ in range(60):
+        optimizer.zero_grad()
+        model.loss(split, [*range(8)], FitConfig("reward")).backward()
+        optimizer.step()
+    assert before < 0.5
+    assert mean_reward() > 0.9
+    assert model.rank(rows.history, 1).flatten().tolist() == [3] * 8
+
+
+# ------------------------------------------------------------------------------------------------- R2ec
+
+
+def test_rewards_by_hand():
+    """Cosines 1, 0.6 and 0 at temperature 0.5; 0.95 NDCG + 0.05 share."""
+    model = R2ec(make_policy(), SPLIT, temperature=0.5)
+    model.table = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
+    users = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
+    total = math.exp(2) + math.exp(1.2) + 1
+    expected = [0.95 + 0.05 * math.exp(2) / total, 0.95 / math.log2(3) + 0.05 * math.exp(1.2) / total]
+    np.testing.assert_allclose(model.rewards(users, torch.tensor([0, 1])).numpy(), expected, atol=1e-6)
+
+
+def test_the_best_thought_alone_moves_its_user_towards_the_target(monkeypatch):
+    """Two histories of G = 2 thoughts. The share is among the targets of the batch, its advantage that of the group."""
+    model = R2ec(make_policy(), SPLIT, group_size=2, temperature=0.5)
+    angles = torch.tensor([0.1, 1.2, 0.3, 0.9])
+    states = torch.stack([angles.cos(), angles.sin()], 1).requires_grad_()
+    logps = torch.zeros(4, 3, requires_grad=True)
+    vectors = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8], [0.8, 0.6], [-1.0, 0.0], [0.0, -1.0]])
+    monkeypatch.setattr(model, "read", lambda drawn, mark: (logps, states))
+    monkeypatch.setattr(model, "items", lambda which: vectors[which])
+    rows = Rows(["u", "v"], [[0], [1]], [1, 0])
+    drawn = model.draw(rows.history, 2, greedy=False)
+    drawn = drawn._replace(ids=drawn.ids[:, :3], sampled=torch.ones(4, 3, dtype=torch.bool))
+    monkeypatch.setattr(model, "draw", lambda *arguments, **options: drawn)
+    split = Split("leave_one_out", ["u", "v"], [[0, 1], [1, 0]], rows, rows, rows, "")
+    loss = model.loss(split, [0, 1], FitConfig("reward"))
+    loss.backward()
+
+    targets = torch.tensor([1, 1, 0, 0])
+    model.table = vectors
+    rewards = model.rewards(states.detach(), targets)
+    advantages = trajectory_advantages(rewards, 2)
+    best = [1, 2]  # the second thought of the first history lies near item 1, the first of the other near item 0
+    assert rewards.view(2, 2).argmax(1).tolist() == [1, 0]
+    among = vectors[[0, 1]]
+    user = states.detach()[best].requires_grad_()
+    unit = user / user.norm(dim=1, keepdim=True)
+    share = (unit @ among.T / 0.5).log_softmax(-1)[[0, 1], [1, 0]]
+    (expected,) = torch.autograd.grad(-(share * advantages[best]).mean(), user)
+    torch.testing.assert_close(states.grad[best], expected)
+    assert states.grad[[0, 3]].eq(0).all()
+    # tokens: minus the advantage over the three of a completion, mean over the completions
+    torch.testing.assert_close(logps.grad, (-advantages / 3 / 4)[:, None].expand(4, 3))
+
+
+def test_it_learns_to_match_and_reads_items_anew():
+    """Cycle 0, 1, 2, 3, 4, 0: what comes next is another item than any in the history."""
+    rows = Rows(["u"] * 5, [[item] for item in range(5)], [(item + 1) % 5 for item in range(5)])
+    split = Split("leave_one_out", ["u"], [[0, 1, 2, 3, 4, 0]], rows, rows, rows, "")
+    model = R2ec(make_policy(), split, group_size=4)
+    fit(model, split, FitConfig("softmax", epochs=60, patience=60, batch_size=5, learning_rate=1e-2), seed=0)
+    assert model.rank(rows.history, 1).flatten().tolist() == rows.target
+    table = model.table.clone()
+    fit(model, split, FitConfig("reward", epochs=3, batch_size=5, learning_rate=1e-3), seed=0)
+    model.rank(rows.history, 1)
+    assert not torch.equal(model.table, table)
+    torch.testing.assert_close(model.table, model.items(range(6)).detach(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(model.table.norm(dim=1), torch.ones(6))
+
+
+def test_an_item_is_its_sid_and_title():
+    model = R2ec(make_policy(), SPLIT)
+    assert model.texts[2] == "<bos> <a_0> <b_2> <title> garden rake cm <item>"
+
+
+# ------------------------------------------------------------------------------------------------- RecCoT
+
+
+def test_the_users_tower_reads_the_thought_and_thinks_once(monkeypatch):
+    policy, asked = make_policy(), []
+
+    def counting(policy, histories, **options):
+        asked.extend(map(tuple, histories))
+        return think(policy, histories, **options)
+
+    monkeypatch.setattr(rec_cot, "think", counting)
+    torch.manual_seed(0)
+    model = RecCoT(policy, SPLIT, size=8, dropout=0.0).eval()
+    found = model.users(HISTORIES)
+    model.users(HISTORIES)
+    # the last three items are shown to the policy; each history is thought about once
+    assert sorted(asked) == [(0, 1), (4, 3, 2), (5,)]
+    (thoughts,) = think(policy, HISTORIES)
+    for row, text in zip(thoughts.rows, thoughts.thinking, strict=True):
+        words = " ".join(word for word in text.split() if not word.endswith("think>"))
+        vector = torch.from_numpy(model.text.encode([words])).float()[0]
+        items, nobody = model.sequence.tensors([HISTORIES[row]], [""])
+        expected = model.sequence(items, nobody)[0, -1] + model.thought.weight @ vector
+        torch.testing.assert_close(found[row], expected)
+    model.explained = False
+    items, nobody = model.sequence.tensors(HISTORIES[:1], [""])
+    torch.testing.assert_close(model.users(HISTORIES[:1])[0], model.sequence(items, nobody)[0, -1])
+
+
+def test_the_policy_stays_as_it_is():
+    policy = make_policy()
+    before = [weights.clone() for weights in policy.model.parameters()]
+    model = RecCoT(policy, SPLIT, size=8)
+    fit(model, SPLIT, FitConfig(epochs=3, batch_size=2), seed=0)
+    assert all(torch.equal(old, weights) for old, weights in zip(before, policy.model.parameters(), strict=True))
+    assert sorted(model.rank(HISTORIES, 6)[0].tolist()) == list(range(CATALOG.num_items))
