@@ -70,15 +70,24 @@ class Baseline:
 
 
 DROPOUTS = tuple({"dropout": rate} for rate in (0.2, 0.5, 0.7))
-TIGERS = ({"dropout": 0.1}, {"dropout": 0.3}, {"dropout": 0.3, "user_tokens": 0})
 CASERS = ({"dropout": 0.5}, {"dropout": 0.5, "personal": False}, {"dropout": 0.7, "personal": False})
+VALID = 5000  # rows that validation reads at most
+ADAM = FitConfig(half=True, valid_rows=VALID)
+SASREC = replace(ADAM, beta2=0.98)
+ROWS = replace(ADAM, patience=5, batch_size=512)  # of models whose examples are rows, not sequences
+SMALL_T5 = {"size": 128, "layers": 2, "heads": 4, "head_size": 32, "feed_forward": 512, "user_tokens": 0}
+CODES = replace(ADAM, patience=20, batch_size=64, valid_rows=2000)
+LETTER = TokenizerConfig("letter", collisions="share_out")
 BASELINES: dict[str, Baseline] = {
-    "SASRec": Baseline("sasrec", {"size": 64, "heads": 2}, FitConfig("bce", beta2=0.98), DROPOUTS),
-    "SASRec softmax": Baseline("sasrec", {"size": 128, "heads": 2}, FitConfig(beta2=0.98), DROPOUTS),
-    "GRU4Rec": Baseline("gru4rec", {"size": 64, "hidden": 128}, FitConfig(), DROPOUTS),
-    "Caser": Baseline("caser", {"size": 64}, FitConfig(weight_decay=1e-6), CASERS),
-    "TIGER": Baseline("tiger", {}, FitConfig(valid_rows=1000, batch_size=256), TIGERS),
-    "HSTU": Baseline("hstu", {"size": 128, "heads": 2}, FitConfig(beta2=0.98), DROPOUTS),
+    "SASRec": Baseline("sasrec", {"size": 64, "heads": 2}, replace(SASREC, loss="bce", patience=20), DROPOUTS),
+    "SASRec softmax": Baseline("sasrec", {"size": 128, "heads": 2}, SASREC, DROPOUTS),
+    "GRU4Rec": Baseline("gru4rec", {"size": 64, "hidden": 128}, ADAM, DROPOUTS),
+    "Caser": Baseline("caser", {"size": 64}, replace(ADAM, weight_decay=1e-6), CASERS),
+    "HSTU": Baseline("hstu", {"size": 128, "heads": 2}, SASREC, DROPOUTS),
+    "TIGER": Baseline("tiger", SMALL_T5, CODES, ({"dropout": 0.1}, {"dropout": 0.2})),
+    "LETTER-TIGER": Baseline("tiger", SMALL_T5 | {"temperature": 0.7}, CODES, tokenizer=LETTER),
+    "ReaRec ERL": Baseline("rearec", {"size": 128}, ROWS, ({}, {"dropout": 0.7}, {"diversity": 0.005})),
+    "ReaRec PRL": Baseline("rearec", {"size": 128, "way": "prl"}, ROWS, ({}, {"dropout": 0.7}, {"anneal": 5.0})),
 }
 
 
