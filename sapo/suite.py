@@ -1,5 +1,6 @@
 """The other recommenders on a data set: each is fitted on the first seed with every setting of its grid, of which
-validation chooses one, then on the other seeds, and then tested, once. Finished runs are skipped.
+validation chooses one, then on the other seeds, and then tested, once. Finished runs are skipped. Fusions are made of
+those of one seed, and of counting.
 
 Their rows of results.csv have the preset "baseline", whatever our policies were trained with.
 """
@@ -12,22 +13,25 @@ from typing import Any
 
 import pandas as pd
 import torch
+from jaxtyping import Int
 from safetensors.torch import load_file, load_model, save_file, save_model
+from torch import Tensor
 
-from sapo.analysis.evaluation import evaluate_ranking
+from sapo.analysis.evaluation import evaluate_ranking, ranking_metrics
 from sapo.analysis.ranks import add_ranks
 from sapo.analysis.results import add_results
 from sapo.baselines.caser import Caser
 from sapo.baselines.fitting import FitConfig, Recommender, fit
+from sapo.baselines.fusion import Fusion
 from sapo.baselines.gru4rec import GRU4Rec
 from sapo.baselines.hstu import HSTU
 from sapo.baselines.rearec import ReaRec
 from sapo.baselines.sasrec import SASRec
 from sapo.baselines.tiger import Tiger
 from sapo.crew import Crew, Task
-from sapo.data.interactions import SplitName
+from sapo.data.interactions import Rows, SplitName
 from sapo.errors import InputError
-from sapo.experiments import reference_ranks, references_folder, run_ranks, run_references
+from sapo.experiments import REFERENCES, reference_ranks, references_folder, run_ranks, run_references
 from sapo.recipes import QUICK, EvaluationConfig
 from sapo.runs import Job, RunFolder, write_table
 from sapo.semantic_ids.config import TokenizerConfig
@@ -90,6 +94,15 @@ BASELINES: dict[str, Baseline] = {
     "ReaRec PRL": Baseline("rearec", {"size": 128, "way": "prl"}, ROWS, ({}, {"dropout": 0.7}, {"anneal": 5.0})),
 }
 
+COUNTING = ("cooccurrence", "item_knn")
+FITTED = ("SASRec softmax", "Caser", "HSTU", "ReaRec ERL", "ReaRec PRL")
+FUSIONS: dict[str, tuple[str, ...]] = {
+    "Fusion": (*COUNTING, *FITTED),
+    "Fusion of counting": COUNTING,
+    "Fusion of fitted": FITTED,
+}
+FUSED = 200  # items of every recommender
+
 
 def sids_folder(job: Job, tokenizer: TokenizerConfig) -> RunFolder:
     """Where SIDs live that baselines share."""
@@ -133,9 +146,53 @@ def rank_test_rows(job: Job, name: str, number: int, seed: int) -> None:
     folder, rows = baseline_folder(job, name, number, seed), job.world.split.test
     model = build(job, name, number, seed)
     load_model(model, str(folder.path / "model.safetensors"))
-    metrics, users = evaluate_ranking(model.rank(rows.history, max(KS), rows.user), rows, KS)
+    _write_test(folder, model.rank(rows.history, max(KS), rows.user), rows)
+
+
+def _write_test(folder: RunFolder, ranked: Int[Tensor, "U R"], rows: Rows) -> None:
+    metrics, users = evaluate_ranking(ranked, rows, KS)
     write_table(users, folder.path / "per_user.csv.gz")
     write_table(folder.results("measured", metrics, len(rows)), folder.path / "test.csv")
+
+
+def fusion_folder(job: Job, name: str, seed: int, chosen: dict[str, int]) -> RunFolder:
+    """Where a fusion lives; `chosen` is the setting of every part that was fitted."""
+    parts = {part: baseline_folder(job, part, chosen[part], seed).identity for part in FUSIONS[name] if part in FITTED}
+    return RunFolder(job, f"seed{seed}/{name.replace(' ', '_')}", seed, name, {"parts": parts})
+
+
+def fuse(job: Job, names: Sequence[str], seed: int, chosen: dict[str, int]) -> None:
+    """Choose the weights of fusions on validation rows, and rank the test rows."""
+    world, began = job.world, time.monotonic()
+    valid, test = world.split.valid.sample(VALID), world.split.test
+    width = min(FUSED, world.catalog.num_items)
+    parts = dict.fromkeys(part for name in names for part in FUSIONS[name])
+    lists: dict[str, tuple[Tensor, Tensor]] = {}
+    costs: dict[str, dict[str, float]] = {}
+    for part in parts:
+        if part in COUNTING:
+            counted = REFERENCES[part].fit(world.split.sequences, world.catalog.num_items)
+            lists[part] = counted.rank(valid.history, width), counted.rank(test.history, width)
+            continue
+        folder = baseline_folder(job, part, chosen[part], seed)
+        model = build(job, part, chosen[part], seed)
+        load_model(model, str(folder.path / "model.safetensors"))
+        lists[part] = model.rank(valid.history, width, valid.user), model.rank(test.history, width, test.user)
+        costs[part] = folder.table("metrics.csv").set_index("metric")["value"].to_dict()
+    for name in names:
+        folder = fusion_folder(job, name, seed, chosen)
+        folder.start()
+        target = torch.tensor(valid.target)
+        on_valid = {part: lists[part][0] for part in FUSIONS[name]}
+        fusion = Fusion(world.catalog.num_items).fit(on_valid, target)
+        ks = (min(10, width),)
+        metrics = {"valid/ndcg@10": ranking_metrics(fusion.rank(on_valid, ks[0]), target, ks)[f"ndcg@{ks[0]}"]}
+        metrics |= {f"weight/{part}": weight for part, weight in fusion.weights.items()} | {"offset": fusion.offset}
+        used = [costs[part] for part, weight in fusion.weights.items() if weight and part in costs]
+        for cost in ("parameters", "seconds"):
+            metrics[cost] = sum(of_part[cost] for of_part in used)
+        _write_test(folder, fusion.rank({part: lists[part][1] for part in FUSIONS[name]}, max(KS)), test)
+        folder.finish(time.monotonic() - began, 0, metrics, {"valid/ndcg@10": len(valid)})
 
 
 def build(job: Job, name: str, number: int, seed: int) -> Recommender:
@@ -163,15 +220,18 @@ def run_baselines(
     """Fit, choose, test, and add the rows to results.csv under `out`; returns them.
 
     Args:
-        names: of BASELINES; all where empty.
+        names: of BASELINES and FUSIONS; all where empty. A fusion brings its parts.
         workers: as of `Crew`.
 
     Raises:
         InputError: an unknown name; data that do not fit.
     """
-    names = list(names) or list(BASELINES)
-    if unknown := set(names) - set(BASELINES):
-        raise InputError(f"no baselines {sorted(unknown)}; there are {', '.join(BASELINES)}.")
+    names = list(names) or [*BASELINES, *FUSIONS]
+    if unknown := set(names) - set(BASELINES) - set(FUSIONS):
+        raise InputError(f"no baselines {sorted(unknown)}; there are {', '.join([*BASELINES, *FUSIONS])}.")
+    fusions = [name for name in names if name in FUSIONS]
+    parts = [part for name in fusions for part in FUSIONS[name] if part not in COUNTING]
+    names = [*dict.fromkeys([name for name in names if name in BASELINES] + parts)]
     job = Job(replace(QUICK, preset="baseline", evaluation=EvaluationConfig()), out, data, split=split)
     with Crew(workers) as crew:
         references = Task(run_references, (job,), references_folder(job).finished)
@@ -186,7 +246,13 @@ def run_baselines(
             folder = baseline_folder(*task.arguments)
             tests.append(Task(rank_test_rows, task.arguments, (folder.path / "test.csv").is_file(), (task,)))
         crew.work([*fits, *tests])
-    folders = [baseline_folder(*task.arguments) for task in fits]
+        folders = [baseline_folder(*task.arguments) for task in fits]
+        fused = []
+        for seed in range(seeds if fusions else 0):
+            made = [fusion_folder(job, name, seed, chosen) for name in fusions]
+            fused.append(Task(fuse, (job, fusions, seed, chosen), all(folder.finished for folder in made)))
+            folders += made
+        crew.work(fused)
     tables = [f.path / table for f in folders for table in ("metrics.csv", "test.csv")]
     results = pd.concat([pd.read_csv(path) for path in (references_folder(job).path / "test.csv", *tables)])
     add_results(results, Path(out) / "results.csv")

@@ -1,5 +1,7 @@
 """Other recommenders on a data set: chosen on validation, tested once, in the table with everything else."""
 
+import shutil
+
 import pandas as pd
 import pytest
 import torch
@@ -33,6 +35,7 @@ def finished(tmp_path_factory):
     world.interactions.save(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(suite, "BASELINES", FEW)
+        patch.setattr(suite, "FUSIONS", {})
         results = suite.run_baselines(str(out), str(folder), seeds=2, workers=1)
     return folder, out, results
 
@@ -90,6 +93,7 @@ def test_metrics_follow_from_the_ranks_of_all_test_rows(finished):
 def test_finished_runs_are_skipped_and_others_are_made_again(finished, monkeypatch):
     folder, out, results = finished
     monkeypatch.setattr(suite, "BASELINES", FEW)
+    monkeypatch.setattr(suite, "FUSIONS", {})
     monkeypatch.setattr(suite, "fit", None)  # whoever fits now fails
     again = suite.run_baselines(str(out), str(folder), seeds=2, workers=1)
     assert again["value"].tolist() == results["value"].tolist()
@@ -104,6 +108,7 @@ def test_models_of_codes_may_have_sids_of_their_own(finished, tmp_path, monkeypa
     small = {"size": 8, "layers": 1, "heads": 1, "head_size": 8, "feed_forward": 8, "beams": 10}
     letter = suite.Baseline("tiger", small, FIT, ({}, {"temperature": 0.7}), tokenizer)
     monkeypatch.setattr(suite, "BASELINES", {"LETTER-TIGER": letter})
+    monkeypatch.setattr(suite, "FUSIONS", {})
     results = suite.run_baselines(str(tmp_path), str(folder), seeds=2, workers=1)
     assert sorted(results[(results["method"] == "LETTER-TIGER") & (results["metric"] == "ndcg@10")]["seed"]) == [0, 1]
     assert len(list(tmp_path.glob("runs/*/sids/letter-*"))) == 1
@@ -115,6 +120,32 @@ def test_models_of_codes_may_have_sids_of_their_own(finished, tmp_path, monkeypa
     starts = torch.tensor([1, 5, 9])[: codes.shape[1]]
     assert (codes.amax(0)[:2] == 3).all()
     assert made.tolist() == (codes + starts).tolist()
+
+
+def test_a_fusion_is_made_of_what_was_fitted_and_counted(finished, monkeypatch, tmp_path):
+    """Of each seed its own; weights and costs stand in the record, and the test rows are those of all."""
+    folder, out, _ = finished
+    shutil.copytree(out / "runs", tmp_path / "runs")
+    monkeypatch.setattr(suite, "BASELINES", FEW)
+    monkeypatch.setattr(suite, "FITTED", tuple(FEW))
+    monkeypatch.setattr(suite, "FUSIONS", {"Fusion": ("cooccurrence", *FEW), "Fusion of fitted": tuple(FEW)})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(suite, "fit", None)  # the parts are there
+        results = suite.run_baselines(str(tmp_path), str(folder), ["Fusion", "Fusion of fitted"], seeds=2, workers=1)
+    rows = results[results["method"] == "Fusion"].pivot(index="metric", columns="seed", values="value")
+    assert rows.columns.tolist() == [0, 1]
+    parts = results[results["method"].isin(FEW) & (results["metric"] == "parameters")]
+    sizes = parts.set_index(["method", "seed"])["value"]
+    for seed in (0, 1):
+        used = [name for name in FEW if rows.loc[f"weight/{name}", seed]]
+        assert rows.loc["parameters", seed] == sum(sizes[name, seed] for name in used)
+        assert rows.loc["offset", seed] in (1, 5, 20)
+    (path,) = tmp_path.glob("runs/*/seed1/Fusion-*")
+    users = pd.read_csv(path / "per_user.csv.gz")
+    assert len(users) == 150
+    assert (users["rank"] > 0).mean() == pytest.approx(rows.loc["recall@10", 1])
+    with pytest.raises(InputError, match="no baselines"):
+        suite.run_baselines(str(tmp_path), str(folder), ["Fusions"])
 
 
 def test_worker_processes_give_the_numbers_of_one(finished, tmp_path):

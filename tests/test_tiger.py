@@ -83,6 +83,32 @@ def test_a_temperature_divides_the_logits_of_the_loss_alone(model):
     assert model.rank([[4, 0, 1]], 5, ["ann"]).tolist() == ranked.tolist()
 
 
+def test_codes_may_compete_with_those_that_lead_to_an_item(model):
+    """Of item 1, (0, 1, 0): first codes 0 and 1; after 0 the second 0 and 1, not 2; then nothing is left to choose."""
+    model.rivals = "trie"
+    split = Interactions(["ann"], [[4, 1, 2, 3, 0]], 5).leave_one_out()
+    prompt = model.prompts([[4]], ["ann"])
+    written = torch.tensor([[0, 1, 4]])  # the beginning, code 0 of level 1, code 1 of level 2
+    logits = model.network(input_ids=prompt, attention_mask=(prompt > 0).long(), decoder_input_ids=written).logits[0]
+    losses = [logits[0, [1, 2]].log_softmax(0)[0], logits[1, [3, 4]].log_softmax(0)[1], torch.tensor(0.0)]
+    assert model.loss(split, [0], FitConfig()).item() == pytest.approx(-sum(losses).item() / 3, abs=1e-5)
+    scores = []
+    for sid in model.codes.tolist():
+        total, begun = 0.0, [0]
+        for level, code in enumerate(sid):
+            logits = model.network(
+                input_ids=prompt, attention_mask=(prompt > 0).long(), decoder_input_ids=torch.tensor([begun])
+            ).logits[0, -1]
+            words = model.level_tokens[level]
+            rivals = sorted(
+                {words[other[level]].item() for other in model.codes.tolist() if other[:level] == sid[:level]}
+            )
+            total += logits[rivals].log_softmax(0)[rivals.index(words[code].item())].item()
+            begun.append(words[code].item())
+        scores.append(total)
+    assert model.rank([[4]], 5, ["ann"])[0].tolist() == sorted(range(5), key=lambda item: -scores[item])
+
+
 def test_it_learns_what_follows_two_items():
     """The next item is the sum of the last two modulo 5: neither of them alone says anything of it."""
     sequences = []

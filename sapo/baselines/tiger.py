@@ -14,6 +14,7 @@ weighs likely wrong codes more; as in its authors' code, the search does without
 
 import zlib
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -38,10 +39,13 @@ class Tiger(Recommender):
         user_tokens: how many users are hashed to; 0 leaves users out.
         beams: of the search, at least k.
         temperature: the logits of the loss are divided by it.
+        rivals: what a code competes with, in the loss and in the search: "all" words, or the codes that may stand there
+            ("trie"), so that nothing has to be learnt of which SIDs there are.
     """
 
     ranked_together = 64
-    tokens: Int[Tensor, "N K"]
+    codes: Int[Tensor, "N K"]
+    tokens: Int[Tensor, "N K"]  # words of the codes
 
     def __init__(
         self,
@@ -56,17 +60,19 @@ class Tiger(Recommender):
         user_tokens: int = 2000,
         beams: int = 20,
         temperature: float = 1.0,
+        rivals: Literal["all", "trie"] = "all",
     ):
         from transformers import T5Config, T5ForConditionalGeneration
 
         super().__init__(len(sids), max_history)
-        self.user_tokens, self.beams, self.temperature = user_tokens, beams, temperature
+        self.user_tokens, self.beams, self.temperature, self.rivals = user_tokens, beams, temperature, rivals
         codes = extra_token(sids) if collision_rate(sids) else sids
         sizes = (codes.amax(0) + 1).tolist()
         self.trie = SidTrie(codes, sizes)
         starts = 1 + torch.tensor([sum(sizes[:level]) for level in range(len(sizes))])  # 0 pads, and begins
         self.level_tokens = [start + torch.arange(size) for start, size in zip(starts, sizes, strict=True)]
-        self.register_buffer("tokens", codes + starts, persistent=False)  # (N, K)
+        self.register_buffer("codes", codes, persistent=False)
+        self.register_buffer("tokens", codes + starts, persistent=False)
         self._item = {tuple(sid): item for item, sid in enumerate(codes.tolist())}
         self.network = T5ForConditionalGeneration(
             T5Config(
@@ -88,12 +94,18 @@ class Tiger(Recommender):
         return [min(len(history), self.max_history) for history in split.train.history]
 
     def loss(self, split: Split, examples: list[int], config: FitConfig) -> Float[Tensor, ""]:
-        """Cross-entropy of the codes of the targets, over all words."""
+        """Cross-entropy of the codes of the targets."""
         rows = split.train.take(examples)
         prompts = self.prompts(rows.history, rows.user)
         targets = self.tokens[rows.target]
-        logits = self._logits(self._encode(prompts), prompts, targets[:, :-1])
-        return cross_entropy(logits.flatten(0, 1) / self.temperature, targets.flatten())
+        logits = self._logits(self._encode(prompts), prompts, targets[:, :-1]).float() / self.temperature
+        if self.rivals == "trie":
+            codes, may_stand = self.codes[rows.target], torch.zeros_like(logits, dtype=torch.bool)
+            trie = self.trie.to(codes.device)
+            for level, words in enumerate(self.level_tokens):
+                may_stand[:, level, words] = trie.allowed(codes[:, :level])
+            logits = logits.masked_fill(~may_stand, float("-inf"))
+        return cross_entropy(logits.flatten(0, 1), targets.flatten())
 
     def prompts(self, histories: Sequence[Sequence[int]], users: Sequence[str]) -> Int[Tensor, "B P"]:
         """What is read: the user's word and the codes of the last items, padded with 0 at the end."""
@@ -119,6 +131,7 @@ class Tiger(Recommender):
             self.level_tokens,
             max(k, self.beams),
             num_return=k,
+            normalize="trie" if self.rivals == "trie" else "full",
             step_fn=lambda rows, written: self._logits(read[rows], prompts[rows], written)[:, -1],
         )
         return torch.tensor([[self._item[tuple(sid)] for sid in of_row] for of_row in beams.sids.tolist()])
