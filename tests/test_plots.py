@@ -29,6 +29,8 @@ from sapo.analysis.plots import (
 from sapo.analysis.results import paired_gains
 from sapo.credit.objectives import OBJECTIVES
 from sapo.errors import InputError
+from sapo.suite import BASELINES, FUSIONS
+from sapo.systems import SYSTEMS
 
 T_HALF = 4.302653 / np.sqrt(3)  # t(0.975, 2 degrees of freedom) / sqrt(3 seeds): half width of the interval / std
 
@@ -62,7 +64,8 @@ def log(method: str, *curves: list[float], metric: str = "reward") -> pd.DataFra
 
 
 def test_every_objective_has_its_own_colour_and_name():
-    assert set(METHOD_COLORS) == set(METHOD_LABELS) >= set(OBJECTIVES)
+    assert set(METHOD_COLORS) == set(METHOD_LABELS) >= set(OBJECTIVES) | set(SYSTEMS)
+    assert {name.split()[0] for name in [*BASELINES, *FUSIONS]} <= set(METHOD_COLORS)
     assert len(set(METHOD_COLORS.values())) == len(METHOD_COLORS)
     assert METHOD_COLORS["sapo"] == "#0173b2"
     assert METHOD_COLORS["grpo"] == "#de8f05"
