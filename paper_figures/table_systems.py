@@ -91,8 +91,10 @@ def main(out: Path, results: Path | None = None) -> list[Artefact]:
     caption = (
         f"Whole catalogue ranked, nothing of the history removed, one target a row; test rows: {tested}. A hit is the "
         "item itself, or, of policies that generate SIDs, its SID, which a few items share. Settings were chosen on "
-        "validation rows of the first seed. Minutes of one fit by one core, others beside it. Published models of "
-        f"office and industrial were trained on more rows than are at hand. {NOTES}"
+        "validation rows of the first seed. Minutes are those of one fit by one core, others beside it, with all "
+        "stages before it and the parts of a fusion. A row is made again by `sapo baselines NAME --data FOLDER`, or "
+        "`sapo run --systems NAME --data FOLDER`. Published models of office and industrial were trained on other rows "
+        f"than ours. {NOTES}"
     )
     files = save_table(table, out, NAME, caption)
     made = [Artefact(NAME, "All systems", caption, "measured, published", files, path, table)]

@@ -99,7 +99,8 @@ def train_supervised_stage(job: Job, seed: int, name: str) -> None:
     if name == "stage2":
         metrics |= trace_leaks(job, traces)
     metrics["parameters"] = float(policy.model.num_parameters())
-    folder.finish(time.monotonic() - began, config.updates, metrics, counts)
+    parent = None if stage.parent is None else supervised_folder(job, seed, stage.parent)
+    _finish(folder, parent, began, config.updates, metrics, counts)
 
 
 def train_stage3(job: Job, seed: int, method: str, learning_rate: float) -> None:
@@ -157,7 +158,8 @@ def train_stage3(job: Job, seed: int, method: str, learning_rate: float) -> None
     metrics["learning_rate"] = learning_rate
     folder.write_card(metrics)
     metrics["parameters"] = float(start.model.num_parameters())
-    folder.finish(time.monotonic() - began, trainer.state.global_step, metrics, counts)
+    parent = supervised_folder(job, seed, stage_of(method))
+    _finish(folder, parent, began, trainer.state.global_step, metrics, counts)
 
 
 def choose_contrast(job: Job, seed: int, system: str) -> None:
@@ -177,7 +179,7 @@ def choose_contrast(job: Job, seed: int, system: str) -> None:
     metrics, counts = tried[policy.contrast]
     folder.write_card(metrics)
     metrics |= {"contrast": policy.contrast, "parameters": float(policy.model.num_parameters())}
-    folder.finish(time.monotonic() - began, 0, metrics, counts)
+    _finish(folder, supervised_folder(job, seed, stage_of(system)), began, 0, metrics, counts)
 
 
 def fit_recommender(job: Job, seed: int, system: str) -> None:
@@ -196,7 +198,22 @@ def fit_recommender(job: Job, seed: int, system: str) -> None:
     policy = model.policy.model.num_parameters()
     own = sum(p.numel() for name, p in model.named_parameters() if not name.startswith("model."))
     metrics = {"valid/ndcg@10": best, "parameters": float(policy + own)}
-    folder.finish(time.monotonic() - began, 0, metrics, {"valid/ndcg@10": len(job.world.split.valid)})
+    counts = {"valid/ndcg@10": len(job.world.split.valid)}
+    _finish(folder, supervised_folder(job, seed, stage_of(system)), began, 0, metrics, counts)
+
+
+def _finish(
+    folder: RunFolder,
+    parent: RunFolder | None,
+    began: float,
+    updates: int,
+    metrics: dict[str, float],
+    counts: dict[str, int],
+) -> None:
+    """Finish a run; the metric "seconds" counts the stages before it too. What was done before a stop is not in it."""
+    own = time.monotonic() - began
+    before = 0.0 if parent is None else parent.table("metrics.csv").set_index("metric")["value"]["seconds"]
+    folder.finish(own, updates, metrics | {"seconds": own + before}, counts)
 
 
 def _recommender(job: Job, seed: int, system: str) -> RecR1 | R2ec | RecCoT:

@@ -11,6 +11,8 @@ from sapo.analysis.results import paired_gains, read_results
 from sapo.analysis.statistics import seed_interval
 from sapo.credit.objectives import OBJECTIVES
 from sapo.recipes import QUICK
+from sapo.suite import BASELINES
+from sapo.systems import SYSTEMS
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
@@ -196,6 +198,22 @@ def test_the_table_of_objectives_is_the_code():
         assert source == objective.source
         assert f"\ndef {test.strip('`')}(" in tests
         assert (ROOT / "paper_figures" / f"{figure.strip('`')}.py").is_file()
+
+
+def test_the_tables_of_systems_are_the_code():
+    rows = re.findall(r"^\| (`.*?)\|(.*)\|$", README, flags=re.MULTILINE)
+    cells = {names.strip(): [cell.strip() for cell in rest.split("|")] for names, rest in rows}
+    fitted = [name for names in cells for name in re.findall(r"`([^`]+)`", names)]
+    assert {*BASELINES, "Fusion"} <= set(fitted)
+    tests = "".join(path.read_text("utf-8") for path in (ROOT / "tests").glob("test_*.py"))
+    for names, (*_, test) in cells.items():
+        if {*BASELINES, "Fusion"} & set(re.findall(r"`([^`]+)`", names)):
+            assert f"\ndef {test.strip('`')}(" in tests, names
+    for name, system in SYSTEMS.items():
+        _, then, source, scope = cells[f"`{name}`"]
+        assert (source, scope) == (system.source, system.scope)
+        if system.objective:
+            assert then == f"`{system.objective}`"
 
 
 def test_files_that_it_names_exist():
