@@ -40,7 +40,7 @@ class Run:
     """Objectives trained with the first seeds; the preset's where left out."""
     systems: tuple[str, ...] = ()
     """Other reasoning recommenders, trained with every seed: LC-Rec, MiniOneRec, SIDReasoner, OneRec-Think,
-    LICD, R2ec, Rec-R1, RecCoT."""
+    LICD, R2ec, Rec-R1, RecCoT, "RecCoT blind"."""
     updates: int | None = None
     """Updates of stage 3; the preset's where left out."""
     iterations: int | None = None

@@ -14,8 +14,9 @@ Systems of the field (`sapo.systems`) add supervised stages of their own, and go
 import hashlib
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,7 @@ from sapo.baselines.rec_cot import RecCoT
 from sapo.baselines.rec_r1 import RecR1
 from sapo.credit.objectives import OBJECTIVES
 from sapo.crew import Crew, Task
+from sapo.data.interactions import Split
 from sapo.errors import InputError
 from sapo.files import disk_errors
 from sapo.policy.backbone import build_backbone
@@ -55,7 +57,12 @@ REFERENCES: dict[str, Popularity | CoOccurrence] = {
     "cooccurrence": CoOccurrence(),
     "item_knn": ItemKNN(),
 }
-RECOMMENDERS: dict[str, type[RecR1] | type[R2ec] | type[RecCoT]] = {"R2ec": R2ec, "Rec-R1": RecR1, "RecCoT": RecCoT}
+RECOMMENDERS: dict[str, Callable[[Policy, Split], RecR1 | R2ec | RecCoT]] = {
+    "R2ec": R2ec,
+    "Rec-R1": RecR1,
+    "RecCoT": RecCoT,
+    "RecCoT blind": partial(RecCoT, explained=False),
+}
 KEYS = {"dynamics.csv.gz": [*WORLD, "method"], "rollouts.csv.gz": WORLD}
 BOOKKEEPING = r"^completions/|/std$|^num_tokens$|^step_time$|/reward_mean$"  # stays in a run's log.csv
 CONTROLS = ("stage2", "stage2_no_thinking")  # supervised stages that every job reports
@@ -84,8 +91,17 @@ def train_supervised_stage(job: Job, seed: int, name: str) -> None:
         if stage.one_block:  # the words of all blocks
             policy = replace(policy, num_blocks=1, block_budget=world.catalog.num_levels * recipe.block_budget)
             traces = OneBlock(traces)
+    goes_on = stage.parent is not None and STAGES[stage.parent].task == stage.task
     history = train_supervised(
-        policy, world.split, config, stage.task, folder.path / "checkpoints", seed, traces if thinking else None, resume
+        policy,
+        world.split,
+        config,
+        stage.task,
+        folder.path / "checkpoints",
+        seed,
+        traces if thinking else None,
+        resume,
+        first=recipe.stage1.updates * recipe.stage1.batch_size if goes_on else 0,
     )
     policy.save(folder.policy)
     write_table(tidy_log(history), folder.path / "log.csv")
@@ -170,13 +186,15 @@ def choose_contrast(job: Job, seed: int, system: str) -> None:
     folder.start()
     began, start = time.monotonic(), supervised_folder(job, seed, stage_of(system)).policy
     policy = Policy.load(start, job.world.catalog)
-    tried = {}
+    limit, tried = job.recipe.evaluation.valid_rows, []
     for weight in SYSTEMS[system].contrast:
         policy.contrast = weight
-        tried[weight] = _validate(job, policy)
-    policy.contrast = max(tried, key=lambda weight: tried[weight][0]["valid/ndcg@10"])
+        metrics, _ = evaluate_policy(policy, job.world.split, "valid", limit, beams=(10,), title=f"weight {weight:g}")
+        tried.append({"contrast": weight, "ndcg@10": metrics["ndcg@10"]})
+    write_table(pd.DataFrame(tried), folder.path / "tried.csv")
+    policy.contrast = max(tried, key=lambda row: row["ndcg@10"])["contrast"]
     policy.save(folder.policy)
-    metrics, counts = tried[policy.contrast]
+    metrics, counts = _validate(job, policy)
     folder.write_card(metrics)
     metrics |= {"contrast": policy.contrast, "parameters": float(policy.model.num_parameters())}
     _finish(folder, supervised_folder(job, seed, stage_of(system)), began, 0, metrics, counts)
@@ -189,17 +207,19 @@ def fit_recommender(job: Job, seed: int, system: str) -> None:
         return
     folder.start()
     began, model, log = time.monotonic(), _recommender(job, seed, system), []
+    updates = 0
     for number, config in enumerate(SYSTEMS[system].fits, start=1):
         history = fit(model, job.world.split, config, seed, f"{system} seed {seed}")
         log += [{"fit": number} | row for row in history]
+        best = max(history, key=lambda row: row["ndcg@10"])
+        updates += int(best["updates"])
     save_model(model, str(folder.path / "model.safetensors"))
     write_table(pd.DataFrame(log), folder.path / "fits.csv")
-    best = max(row["ndcg@10"] for row in history)
     policy = model.policy.model.num_parameters()
     own = sum(p.numel() for name, p in model.named_parameters() if not name.startswith("model."))
-    metrics = {"valid/ndcg@10": best, "parameters": float(policy + own)}
-    counts = {"valid/ndcg@10": len(job.world.split.valid)}
-    _finish(folder, supervised_folder(job, seed, stage_of(system)), began, 0, metrics, counts)
+    metrics = {"valid/ndcg@10": best["ndcg@10"], "parameters": float(policy + own)}
+    counts = {"valid/ndcg@10": len(job.world.split.valid.sample(config.valid_rows))}
+    _finish(folder, supervised_folder(job, seed, stage_of(system)), began, updates, metrics, counts)
 
 
 def _finish(
@@ -233,7 +253,8 @@ def run_test(job: Job, folder: RunFolder) -> None:
         model = _recommender(job, folder.seed, system)
         load_model(model, str(folder.path / "model.safetensors"))
         rows = world.split.test.sample(limit)
-        metrics, users = evaluate_ranking(model.rank(rows.history, max(KS), rows.user), rows, KS)
+        ranked = model.rank(rows.history, min(max(KS), model.num_items), rows.user)
+        metrics, users = evaluate_ranking(ranked, rows, KS)
     else:
         policy = Policy.load(folder.policy, world.catalog)
         metrics, users = evaluate_policy(policy, world.split, "test", limit, title=f"test {folder.path.name}")
@@ -254,7 +275,6 @@ def run_references(job: Job) -> None:
     for name, method in REFERENCES.items():
         places = min(max(KS), world.catalog.num_items)
         ranked = method.fit(world.split.sequences, world.catalog.num_items).rank(rows.history, places)
-        ranked = torch.nn.functional.pad(ranked, (0, max(KS) - places), value=-1)
         metrics, users = evaluate_ranking(ranked, rows, KS)
         metrics |= {
             f"match_level_{k + 1}": rate
@@ -304,7 +324,7 @@ def supervised_folder(job: Job, seed: int, name: str) -> RunFolder:
     """Where one of STAGES of a seed lives."""
     recipe, stage = job.recipe, STAGES[name]
     names = ("backbone", "max_history", "words_per_block", "block_budget", "vocabulary", "stage1")
-    config = {name: asdict(recipe)[name] for name in names} | {"seed": seed}
+    config = {name: asdict(recipe)[name] for name in names} | {"seed": seed, "stage": asdict(stage)}
     if job.rationales is not None:
         config["rationales"] = hashlib.sha256(Path(job.rationales).read_bytes()).hexdigest()
     if stage.parent is not None:
@@ -335,7 +355,7 @@ def system_folder(job: Job, seed: int, system: str) -> RunFolder:
         "evaluation": asdict(job.recipe.evaluation),
         "parent": supervised_folder(job, seed, stage_of(system)).identity,
     }
-    return RunFolder(job, f"seed{seed}/{system}", seed, system, config)
+    return RunFolder(job, f"seed{seed}/{system.replace(' ', '_')}", seed, system, config)
 
 
 def references_folder(job: Job) -> RunFolder:

@@ -63,7 +63,7 @@ class Baseline:
     grid: tuple[dict[str, Any], ...] = ({},)
     """Each replaces some options, or fields of `fit`."""
     tokenizer: TokenizerConfig | None = None
-    """How items get the SIDs of a model of codes; those of the data where None."""
+    """How items get the SIDs of a model of codes, for each seed its own; those of the data where None."""
 
     def chosen(self, number: int) -> "Baseline":
         """Itself with one setting of the grid."""
@@ -107,7 +107,7 @@ FUSED = 200  # items of every recommender
 
 def sids_folder(job: Job, tokenizer: TokenizerConfig) -> RunFolder:
     """Where SIDs live that baselines share."""
-    return RunFolder(job, f"sids/{tokenizer.method}", tokenizer.seed, "sids", asdict(tokenizer))
+    return RunFolder(job, f"seed{tokenizer.seed}/sids_{tokenizer.method}", tokenizer.seed, "sids", asdict(tokenizer))
 
 
 def make_sids(job: Job, tokenizer: TokenizerConfig) -> None:
@@ -132,14 +132,18 @@ def fit_baseline(job: Job, name: str, number: int, seed: int) -> None:
     folder.start()
     began, world = time.monotonic(), job.world
     settings, model = BASELINES[name].chosen(number), build(job, name, number, seed)
-    log = fit(model, world.split, settings.fit, seed, f"{folder.path.name} seed {seed}")
+    try:
+        log = fit(model, world.split, settings.fit, seed, f"{folder.path.name} seed {seed}")
+    except FloatingPointError as error:
+        folder.give_up(error)
+        return
     save_model(model, str(folder.path / "model.safetensors"))
     write_table(pd.DataFrame(log), folder.path / "log.csv")
     best = max(log, key=lambda row: row["ndcg@10"])
     metrics = {"valid/ndcg@10": best["ndcg@10"], "parameters": float(sum(p.numel() for p in model.parameters()))}
-    counts = {"valid/ndcg@10": len(world.split.valid)}
+    counts = {"valid/ndcg@10": len(world.split.valid.sample(settings.fit.valid_rows))}
     seconds = time.monotonic() - began
-    folder.finish(seconds, int(best["epoch"]), metrics | {"seconds": seconds}, counts)
+    folder.finish(seconds, int(best["updates"]), metrics | {"seconds": seconds}, counts)
 
 
 def rank_test_rows(job: Job, name: str, number: int, seed: int) -> None:
@@ -147,7 +151,7 @@ def rank_test_rows(job: Job, name: str, number: int, seed: int) -> None:
     folder, rows = baseline_folder(job, name, number, seed), job.world.split.test
     model = build(job, name, number, seed)
     load_model(model, str(folder.path / "model.safetensors"))
-    _write_test(folder, model.rank(rows.history, max(KS), rows.user), rows)
+    _write_test(folder, model.rank(rows.history, min(max(KS), model.num_items), rows.user), rows)
 
 
 def _write_test(folder: RunFolder, ranked: Int[Tensor, "U R"], rows: Rows) -> None:
@@ -158,8 +162,9 @@ def _write_test(folder: RunFolder, ranked: Int[Tensor, "U R"], rows: Rows) -> No
 
 def fusion_folder(job: Job, name: str, seed: int, chosen: dict[str, int]) -> RunFolder:
     """Where a fusion lives; `chosen` is the setting of every part that was fitted."""
-    parts = {part: baseline_folder(job, part, chosen[part], seed).identity for part in FUSIONS[name] if part in FITTED}
-    return RunFolder(job, f"seed{seed}/{name.replace(' ', '_')}", seed, name, {"parts": parts})
+    fitted = {part: baseline_folder(job, part, chosen[part], seed).identity for part in FUSIONS[name] if part in chosen}
+    config = {"parts": FUSIONS[name], "fitted": fitted, "items": FUSED, "rows": VALID}
+    return RunFolder(job, f"seed{seed}/{name.replace(' ', '_')}", seed, name, config)
 
 
 def fuse(job: Job, names: Sequence[str], seed: int, chosen: dict[str, int]) -> None:
@@ -192,7 +197,7 @@ def fuse(job: Job, names: Sequence[str], seed: int, chosen: dict[str, int]) -> N
         used = [costs[part] for part, weight in fusion.weights.items() if weight and part in costs]
         for cost in ("parameters", "seconds"):
             metrics[cost] = sum(of_part[cost] for of_part in used)
-        _write_test(folder, fusion.rank({part: lists[part][1] for part in FUSIONS[name]}, max(KS)), test)
+        _write_test(folder, fusion.rank({part: lists[part][1] for part in FUSIONS[name]}, min(max(KS), width)), test)
         folder.finish(time.monotonic() - began, 0, metrics, {"valid/ndcg@10": len(valid)})
 
 
@@ -203,7 +208,8 @@ def build(job: Job, name: str, number: int, seed: int) -> Recommender:
         torch.manual_seed(seed)
         given: tuple[Any, ...] = (world.catalog.num_items, world.split.users)
         if settings.tokenizer is not None:
-            given = (load_file(sids_folder(job, settings.tokenizer).path / "sids.safetensors")["sids"],)
+            path = sids_folder(job, replace(settings.tokenizer, seed=seed)).path
+            given = (load_file(path / "sids.safetensors")["sids"],)
         elif settings.model in OF_SIDS:
             given = (world.catalog.sids,)
         model = MODELS[settings.model](*given, **settings.options)
@@ -237,7 +243,8 @@ def run_baselines(
     with Crew(workers) as crew:
         references = Task(run_references, (job,), references_folder(job).finished)
         tokenizers = dict.fromkeys(t for name in names if (t := BASELINES[name].tokenizer) is not None)
-        sids = [Task(make_sids, (job, t), sids_folder(job, t).finished) for t in tokenizers]
+        seeded = [replace(tokenizer, seed=seed) for tokenizer in tokenizers for seed in range(seeds)]
+        sids = [Task(make_sids, (job, t), sids_folder(job, t).finished) for t in seeded]
         grid = [_fit_task(job, name, at, 0, sids) for name in names for at in range(len(BASELINES[name].grid))]
         crew.work([references, *sids, *grid])
         chosen = {name: choose(job, name) for name in names}
@@ -263,12 +270,19 @@ def run_baselines(
 
 def choose(job: Job, name: str) -> int:
     """The setting of the grid with the best validation NDCG@10 on the first seed; of equal ones the first."""
-    folders = [baseline_folder(job, name, number, 0) for number in range(len(BASELINES[name].grid))]
-    scores = [f.table("metrics.csv").set_index("metric")["value"]["valid/ndcg@10"] for f in folders]
-    return scores.index(max(scores))
+    scores = {}
+    for number in range(len(BASELINES[name].grid)):
+        folder = baseline_folder(job, name, number, 0)
+        if not folder.diverged:
+            scores[number] = folder.table("metrics.csv").set_index("metric")["value"]["valid/ndcg@10"]
+    if not scores:
+        raise FloatingPointError(f"{name} diverged with every setting of its grid: give it lower learning rates.")
+    return max(scores, key=lambda number: scores[number])
 
 
 def _fit_task(job: Job, name: str, number: int, seed: int, sids: Sequence[Task] = ()) -> Task:
     arguments = (job, name, number, seed)
-    needs = tuple(task for task in sids if task.arguments == (job, BASELINES[name].tokenizer))
+    tokenizer = BASELINES[name].tokenizer
+    own = None if tokenizer is None else replace(tokenizer, seed=seed)
+    needs = tuple(task for task in sids if task.arguments == (job, own))
     return Task(fit_baseline, arguments, baseline_folder(*arguments).finished, needs)

@@ -1,7 +1,9 @@
-"""Reasoning recommenders of the field as differences from ours: what stages 1 and 2 teach, and what stage 3 pays for.
+"""Reasoning recommenders of the field as differences from ours: what stages 1 and 2 teach, and what comes after.
 
-All use our data, backbone, numbers of updates and evaluation, so that rows differ in what a system is about. What that
-leaves out stands in `scope`.
+All use our data, backbone, supervised stages and test rows, and those with a stage 3 its numbers of updates and grid of
+rates, so that rows differ in what a system is about. Recommenders made of a policy are fitted until validation stops
+rising instead, at one rate, and name items, where a policy names SIDs, which a few items share. How a system differs
+from the published one stands in `scope`.
 """
 
 from dataclasses import dataclass, replace
@@ -47,7 +49,7 @@ class System:
     """Of stage 3; None where there is no stage 3."""
     source: str
     scope: str
-    """What it leaves out of the system as published."""
+    """How it differs from the system as published."""
     contrast: tuple[float, ...] = ()
     """Weights of contrastive inference, of which validation chooses one; none where empty."""
     fits: tuple[FitConfig, ...] = ()
@@ -62,15 +64,30 @@ class System:
 
 
 # Policy gradients of recommenders that think: 64 updates of 32 histories between two validations.
-REWARDED = FitConfig("reward", epochs=8, patience=3, examples=2048, valid_rows=1000, batch_size=32, learning_rate=3e-4)
+REWARDED = FitConfig(
+    loss="reward",
+    epochs=8,
+    patience=3,
+    examples=2048,
+    keep_start=True,
+    valid_rows=1000,
+    batch_size=32,
+    learning_rate=3e-4,
+)
+TOWERS = FitConfig(patience=5, batch_size=512)
 SYSTEMS: dict[str, System] = {
     "LC-Rec": System(
         "stage2_alignment",
         None,
         "2311.09049",
-        "tasks of SIDs, titles and histories; those on intentions, which a language model wrote, are left out",
+        "no tasks on intentions, which a language model wrote; no pretrained language model",
     ),
-    "MiniOneRec": System("stage2_no_thinking", "rank_reward", "2510.24431", "no pretrained language model"),
+    "MiniOneRec": System(
+        "stage2_no_thinking",
+        "rank_reward",
+        "2510.24431",
+        "no pretrained language model; of its alignment tasks the titles of items, in stage 1; 10 beams, not 50",
+    ),
     "SIDReasoner": System(
         "stage2_one_block",
         "grpo_graded",
@@ -87,14 +104,14 @@ SYSTEMS: dict[str, System] = {
         "stage2",
         None,
         "2602.16587",
-        "thoughts of small policies are short, so no language model shortens them",
-        contrast=(0.25, 0.5, 1.0, 2.0),
+        "no language model shortens the thought; 32 candidates, read three times, where others have 10 beams",
+        contrast=(0.0, 0.25, 0.5, 1.0, 2.0),  # 0 is the wider search alone
     ),
     "R2ec": System(
         "stage2",
         None,
         "2505.16994",
-        "matching is learnt before rewards; nothing of the history is masked",
+        "matching is learnt before rewards; no history is masked; cosines / 0.05; sampling at temperature 1",
         fits=(
             FitConfig(epochs=8, patience=2, valid_rows=1000, learning_rate=1e-3),
             replace(REWARDED, learning_rate=1e-4),
@@ -104,7 +121,7 @@ SYSTEMS: dict[str, System] = {
         "stage2_one_block",
         None,
         "2503.24289",
-        "the query is a thought of the policy's few words; no pretrained language model, no product search",
+        "the query is a thought of few words; TF-IDF in place of BM25; 8 queries in place of 12; no KL",
         fits=(REWARDED,),
     ),
     "RecCoT": System(
@@ -112,7 +129,10 @@ SYSTEMS: dict[str, System] = {
         None,
         "2506.21032",
         "next items in place of ratings, thoughts after histories in place of explained reviews; the policy is fixed",
-        fits=(FitConfig(patience=5, batch_size=512),),
+        fits=(TOWERS,),
+    ),
+    "RecCoT blind": System(
+        "stage2", None, "2506.21032", "the same towers without the thought: a control", fits=(TOWERS,)
     ),
 }
 

@@ -1,6 +1,7 @@
 """Contrastive inference against scores of whole texts read one by one, and by hand."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -73,6 +74,9 @@ def test_without_weight_or_thought_nothing_changes(policy):
     (thoughts,) = think(policy, HISTORIES)
     found = Beams(plain.sids[thoughts.rows], plain.scores[thoughts.rows])
     assert torch.equal(contrast(policy, found, thoughts.prompts, thoughts.thinking, 0.0).sids, found.sids)
+    policy.contrast = 0.0  # the order of the wider search, here of all SIDs
+    wide = recommend(replace(policy, contrast=None), HISTORIES, num_beams=10, k=4)
+    assert torch.equal(recommend(policy, HISTORIES, num_beams=4, k=4).sids, wide.sids)
     policy.contrast = 1.0
     assert not torch.equal(recommend(policy, HISTORIES, num_beams=4, k=4).sids, plain.sids)
     assert torch.equal(recommend(policy, HISTORIES, num_beams=4, k=4, thinking=False).sids, unthinking.sids)

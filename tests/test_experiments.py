@@ -364,7 +364,11 @@ def test_systems_of_the_field_are_runs_like_ours(finished, tmp_path):
     with pytest.raises(InputError, match="has not learnt to think"):
         recommend(policies["MiniOneRec"], histories, thinking=True)
     licd = experiments.system_folder(job, 0, "LICD")
-    assert Policy.load(licd.policy, catalog).contrast in SYSTEMS["LICD"].contrast
+    tried = licd.table("tried.csv").set_index("contrast")["ndcg@10"]
+    assert tuple(tried.index) == SYSTEMS["LICD"].contrast
+    assert tried[Policy.load(licd.policy, catalog).contrast] == tried.max()
+    valid = licd.table("metrics.csv").set_index("metric")["value"]["valid/ndcg@10"]
+    assert valid == pytest.approx(tried.max())
     # step credit has no meaning for one block before the SID, and a policy that does not think has no thoughts to train
     for name, objective, message in (
         ("SIDReasoner", "sapo", "1 thinking blocks for 3 SID tokens"),

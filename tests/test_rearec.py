@@ -153,6 +153,21 @@ def test_prl_by_hand():
     assert model.loss_of(STATES, noisy, TARGET).item() == pytest.approx(expected + np.mean(told))
 
 
+def test_the_loss_of_rows_is_that_of_their_thoughts():
+    """PRL reads the noisy steps, ERL does not."""
+    rows = Rows(["u", "v"], [[3, 7, 3], [1, 2]], [4, 8])
+    split = Split("leave_one_out", ["u", "v"], [[3, 7, 3, 4], [1, 2, 8]], rows, rows, rows, "")
+    for way in ("erl", "prl"):
+        model = make(steps=2, way=way, noise=0.1)
+        read = model.read(model.tensors(rows.history, [])[0])
+        torch.manual_seed(4)
+        noisy = model.think(*read, 0.1) if way == "prl" else None
+        expected = model.loss_of(model.think(*read), noisy, torch.tensor(rows.target))
+        torch.manual_seed(4)
+        assert model.loss(split, [0, 1], FitConfig()).item() == pytest.approx(expected.item())
+    assert expected.item() != pytest.approx(model.loss_of(model.think(*read), None, torch.tensor(rows.target)).item())
+
+
 def test_noise_goes_into_the_steps_and_comes_from_torch():
     model = make(steps=2)
     read = model.read(model.tensors([[3, 7, 3]], [])[0])

@@ -104,6 +104,37 @@ def test_half_precision_trains_the_same_weights_roughly():
     assert not torch.equal(logs[0], logs[1])
 
 
+def test_an_epoch_may_be_a_part_of_the_examples_and_the_start_a_candidate():
+    sequences = [[(start + step) % ITEMS for step in range(6)] for start in range(ITEMS)]
+    split = Interactions([f"u{start}" for start in range(ITEMS)], sequences, ITEMS).leave_one_out()
+    torch.manual_seed(0)
+    model, seen = SASRec(ITEMS, max_history=6, size=16, dropout=0.0), []
+    loss = model.loss
+    model.loss = lambda split, examples, config: seen.extend(examples) or loss(split, examples, config)
+    log = fit(model, split, FitConfig(epochs=3, batch_size=2, examples=5), seed=0)
+    assert len(seen) == 3 * 5
+    assert len({*seen}) > 5  # drawn anew
+    assert [row["updates"] for row in log] == [3, 6, 9]
+    fit(model, split, FitConfig(epochs=40, patience=40, batch_size=4, learning_rate=3e-3), seed=0)
+    reached = {name: weights.clone() for name, weights in model.state_dict().items()}
+    log = fit(model, split, FitConfig(epochs=2, learning_rate=1.0, keep_start=True), seed=0)
+    assert [row["epoch"] for row in log] == [0, 1, 2]
+    assert math.isnan(log[0]["loss"])
+    assert log[0]["ndcg@10"] > max(row["ndcg@10"] for row in log[1:])
+    assert all(torch.equal(reached[name], weights) for name, weights in model.state_dict().items())
+
+
+def test_settings_of_a_fit_are_checked():
+    split = Interactions(["u"], [[0, 1, 2, 3]], ITEMS).leave_one_out()
+    with pytest.raises(InputError, match="SASRec has no loss 'reward'; it knows softmax, bce"):
+        fit(SASRec(ITEMS), split, FitConfig("reward"), seed=0)
+    with pytest.raises(InputError, match="ReaRec has no loss 'bce'"):
+        fit(ReaRec(ITEMS), split, FitConfig("bce"), seed=0)
+    for name in ("examples", "batch_size", "epochs"):
+        with pytest.raises(InputError, match=f"{name} is 0; at least 1 fits"):
+            FitConfig(**{name: 0})
+
+
 # ------------------------------------------------------------------------------------------------- SASRec
 
 

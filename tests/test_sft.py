@@ -104,6 +104,13 @@ def test_rows_depend_on_seed_and_index_alone():
     assert [make(0)[i] for i in range(20)] != [make(1)[i] for i in range(20)]
 
 
+def test_a_stage_that_goes_on_sees_what_follows():
+    policy = make_policy()
+    whole = Examples(policy, SPLIT, "alignment", 20, 0, title_share=0.25)
+    second = Examples(policy, SPLIT, "alignment", 10, 0, title_share=0.25, first=10)
+    assert [second[i] for i in range(10)] == [whole[i] for i in range(10, 20)]
+
+
 def test_bad_settings_say_so():
     policy = make_policy()
     with pytest.raises(InputError, match="needs traces"):

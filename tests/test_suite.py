@@ -9,7 +9,9 @@ import torch
 from sapo import suite
 from sapo.analysis.evaluation import ranking_metrics
 from sapo.analysis.results import read_results
+from sapo.baselines.cooccurrence import CoOccurrence
 from sapo.baselines.fitting import FitConfig
+from sapo.baselines.fusion import Fusion
 from sapo.data.catalog import Catalog
 from sapo.data.synthetic import SyntheticCatalogue, SyntheticConfig
 from sapo.errors import InputError
@@ -102,7 +104,7 @@ def test_finished_runs_are_skipped_and_others_are_made_again(finished, monkeypat
 
 
 def test_models_of_codes_may_have_sids_of_their_own(finished, tmp_path, monkeypatch):
-    """LETTER's, made once for all settings and seeds, of the texts and the training sequences."""
+    """LETTER's, made once a seed, for all settings, of the texts and the training sequences."""
     folder, _, _ = finished
     tokenizer = TokenizerConfig("letter", levels=(4, 4), epochs=3, collisions="share_out")
     small = {"size": 8, "layers": 1, "heads": 1, "head_size": 8, "feed_forward": 8, "beams": 10}
@@ -111,7 +113,7 @@ def test_models_of_codes_may_have_sids_of_their_own(finished, tmp_path, monkeypa
     monkeypatch.setattr(suite, "FUSIONS", {})
     results = suite.run_baselines(str(tmp_path), str(folder), seeds=2, workers=1)
     assert sorted(results[(results["method"] == "LETTER-TIGER") & (results["metric"] == "ndcg@10")]["seed"]) == [0, 1]
-    assert len(list(tmp_path.glob("runs/*/sids/letter-*"))) == 1
+    assert len(list(tmp_path.glob("runs/*/seed*/sids_letter-*"))) == 2
     job = suite.Job(suite.replace(suite.QUICK, preset="baseline"), str(tmp_path), str(folder))
     catalog, split = job.world.catalog, job.world.split
     expected = ItemTokenizer(tokenizer).fit(item_texts(catalog.texts), split)
@@ -140,12 +142,51 @@ def test_a_fusion_is_made_of_what_was_fitted_and_counted(finished, monkeypatch, 
         used = [name for name in FEW if rows.loc[f"weight/{name}", seed]]
         assert rows.loc["parameters", seed] == sum(sizes[name, seed] for name in used)
         assert rows.loc["offset", seed] in (1, 5, 20)
+    # the weights are those that validation rows choose, and nothing was asked of the test rows
+    job = suite.Job(suite.replace(suite.QUICK, preset="baseline"), str(tmp_path), str(folder))
+    valid, chosen = job.world.split.valid, {name: suite.choose(job, name) for name in FEW}
+    lists = {"cooccurrence": CoOccurrence().fit(job.world.split.sequences, 16).rank(valid.history, 16)}
+    for name, number in chosen.items():
+        model = suite.build(job, name, number, 1)
+        suite.load_model(model, str(suite.baseline_folder(job, name, number, 1).path / "model.safetensors"))
+        lists[name] = model.rank(valid.history, 16, valid.user)
+    expected = Fusion(16).fit(lists, torch.tensor(valid.target))
+    assert {name: rows.loc[f"weight/{name}", 1] for name in expected.weights} == expected.weights
+    assert rows.loc["offset", 1] == expected.offset
+    worth = ranking_metrics(expected.rank(lists, 10), torch.tensor(valid.target), (10,))["ndcg@10"]
+    assert rows.loc["valid/ndcg@10", 1] == pytest.approx(worth)
     (path,) = tmp_path.glob("runs/*/seed1/Fusion-*")
     users = pd.read_csv(path / "per_user.csv.gz")
     assert len(users) == 150
     assert (users["rank"] > 0).mean() == pytest.approx(rows.loc["recall@10", 1])
     with pytest.raises(InputError, match="no baselines"):
         suite.run_baselines(str(tmp_path), str(folder), ["Fusions"])
+
+
+def test_what_decides_a_fusion_is_in_its_identity(finished, tmp_path, monkeypatch):
+    folder, _, _ = finished
+    monkeypatch.setattr(suite, "BASELINES", FEW)
+    monkeypatch.setattr(suite, "FUSIONS", {"Fusion": ("cooccurrence", *FEW)})
+    job = suite.Job(suite.replace(suite.QUICK, preset="baseline"), str(tmp_path), str(folder))
+    chosen = dict.fromkeys(FEW, 0)
+    identity = lambda: suite.fusion_folder(job, "Fusion", 0, chosen).identity  # noqa: E731
+    seen = [identity()]
+    for name, value in (("FUSED", 50), ("VALID", 100), ("FUSIONS", {"Fusion": ("item_knn", *FEW)})):
+        monkeypatch.setattr(suite, name, value)
+        seen.append(identity())
+    chosen["GRU4Rec"] = 1
+    assert len({*seen, identity()}) == 5
+
+
+def test_a_setting_that_diverges_loses_and_does_not_end_the_others(finished, tmp_path, monkeypatch):
+    folder, _, _ = finished
+    bad = suite.Baseline("gru4rec", {"size": 8, "hidden": 8}, FIT, ({"learning_rate": 1e30}, {"epochs": 1}))
+    monkeypatch.setattr(suite, "BASELINES", {"GRU4Rec": bad})
+    results = suite.run_baselines(str(tmp_path), str(folder), ["GRU4Rec"], seeds=1, workers=1)
+    assert results[results["method"] == "GRU4Rec"]["run"].str.startswith("GRU4Rec-1").all()
+    monkeypatch.setattr(suite, "BASELINES", {"GRU4Rec": suite.replace(bad, grid=bad.grid[:1])})
+    with pytest.raises(FloatingPointError, match="GRU4Rec diverged with every setting"):
+        suite.run_baselines(str(tmp_path), str(folder), ["GRU4Rec"], seeds=1, workers=1)
 
 
 def test_worker_processes_give_the_numbers_of_one(finished, tmp_path):

@@ -52,6 +52,35 @@ def test_thoughts_are_read_as_one_by_one(mark):
                 assert logps[row, column].item() == pytest.approx(options.log_softmax(0)[written].item(), abs=1e-4)
 
 
+def test_forced_tokens_are_not_trained():
+    """A block that holds as many words as it may is closed by force: that token's gradient is 0, like an opening's."""
+    model = RecR1(one_block(make_policy()), SPLIT, group_size=4)
+    torch.manual_seed(0)
+    drawn = model.draw(HISTORIES, 4, greedy=False)
+    logps = torch.zeros(drawn.ids.shape, requires_grad=True)
+    model.thought_loss(drawn, logps, torch.ones(12)).backward()
+    full = drawn.lengths == 6  # an opening, four words and a closing
+    assert full.any()
+    assert logps.grad[full, 5].eq(0).all()
+    assert logps.grad[:, 0].eq(0).all()
+    for row in range(12):  # minus the advantage over the sampled tokens of a completion, mean over the completions
+        count = int(drawn.sampled[row].sum())
+        assert logps.grad[row][drawn.sampled[row]].tolist() == pytest.approx([-1 / count / 12] * count)
+
+
+def test_the_policy_reads_without_dropout():
+    policy = make_policy()
+    for module in policy.model.modules():
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.5
+    model = R2ec(policy, SPLIT, group_size=4).train()
+    drawn = model.draw(HISTORIES)
+    first, second = model.read(drawn, model.mark), model.read(drawn, model.mark)
+    assert torch.equal(first[0], second[0])
+    assert torch.equal(first[1], second[1])
+    assert torch.equal(model.items([0, 1]), model.items([0, 1]))
+
+
 def test_the_greedy_thought_is_that_of_the_policy():
     policy = make_policy()
     model = RecR1(policy, SPLIT)

@@ -50,8 +50,12 @@ def ranking_metrics(
 def evaluate_ranking(
     ranked: Int[Tensor, "U R"], rows: Rows, ks: tuple[int, ...]
 ) -> tuple[dict[str, float], pd.DataFrame]:
-    """`ranking_metrics` of items ranked for rows; and a row a user: user, target, rank of the target (0: not found)."""
+    """`ranking_metrics` of items ranked for rows; and a row a user: user, target, rank of the target (0: not found).
+
+    A catalogue may have fewer items than the largest k.
+    """
     target = torch.tensor(rows.target)
+    ranked = torch.nn.functional.pad(ranked, (0, max(0, max(ks) - ranked.shape[1])), value=-1)
     rank = rank_of_hit(ranked == target[:, None])
     users = pd.DataFrame({"user": rows.user, "target": rows.target, "rank": rank.tolist()})
     return ranking_metrics(ranked, target, ks), users
@@ -207,7 +211,8 @@ def evaluate_policy(
 
     The headline ("recall@10", ...) is the first search, scored by the softmax over allowed codes, as training sees it,
     with the collision policy "sid". Beside it stand "item/..." (the collision policy "item") and, where `beams` has a
-    second width, "full/..." (the first search scored by the full softmax) and "beams50/..." (the second search).
+    second width, "full/..." (the first search scored by the full softmax; none of policies that contrast) and
+    "beams50/..." (the second search).
 
     Returns:
         The metrics; and a row a user: user, target, rank of the target's SID for each search (0 = not found), and
@@ -223,7 +228,7 @@ def evaluate_policy(
     searches: dict[str, tuple[int, Literal["full", "trie"]]] = {
         f"beams{width}/" if index else "": (width, "trie") for index, width in enumerate(beams)
     }
-    if len(beams) > 1:
+    if len(beams) > 1 and policy.contrast is None:
         searches["full/"] = (beams[0], "full")
     ranked = {name: torch.full((len(rows), ks[-1], sids.shape[1]), -1) for name in searches}
     bar = progress_bar(title, total=len(rows))

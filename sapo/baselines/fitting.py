@@ -1,10 +1,11 @@
 """The one loop that fits any recommender, and what it asks of one."""
 
 import copy
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -27,6 +28,7 @@ class Recommender(nn.Module, ABC):
     """
 
     ranked_together = 512  # histories of similar lengths
+    losses: ClassVar[tuple[str, ...]] = ("softmax",)  # that it knows
 
     def __init__(self, num_items: int, max_history: int):
         super().__init__()
@@ -86,6 +88,8 @@ class FitConfig:
     """Validations in a row without a better NDCG@10 that end it."""
     examples: int | None = None
     """How many an epoch has, drawn anew; all where None."""
+    keep_start: bool = False
+    """Validate before the first epoch too, so that a model that only gets worse stays as it came."""
     validate_every: int = 1
     """Epochs from one to the next."""
     valid_rows: int | None = None
@@ -102,6 +106,12 @@ class FitConfig:
     """Multiply matrices in bfloat16 while training (`torch.autocast`): up to three times as fast where the processor
     can; weights and validation stay in float32."""
 
+    def __post_init__(self) -> None:
+        for name in ("epochs", "patience", "examples", "validate_every", "valid_rows", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{name} is {value}; at least 1 fits.")
+
 
 def fit(model: Recommender, split: Split, config: FitConfig, seed: int, title: str = "fit") -> list[dict[str, float]]:
     """Train until validation NDCG@10 stops rising, and leave the model as it was at its best.
@@ -110,12 +120,14 @@ def fit(model: Recommender, split: Split, config: FitConfig, seed: int, title: s
         seed: of batches, negatives and dropout; weights are drawn before.
 
     Returns:
-        epoch, loss and ndcg@10 of every validation.
+        epoch, updates so far, mean loss since the last one and ndcg@10 of every validation.
 
     Raises:
-        InputError: nothing to learn from.
+        InputError: nothing to learn from; a loss that the model does not know.
         FloatingPointError: the loss is not finite.
     """
+    if config.loss not in model.losses:
+        raise InputError(f"{type(model).__name__} has no loss {config.loss!r}; it knows {', '.join(model.losses)}.")
     lengths = model.lengths(split)
     examples = [row for row, length in enumerate(lengths) if length]
     if not examples:
@@ -127,13 +139,14 @@ def fit(model: Recommender, split: Split, config: FitConfig, seed: int, title: s
     device = next(model.parameters()).device.type
     history: list[dict[str, float]] = []
     best, best_epoch, weights = -1.0, 0, model.state_dict()
+    updates, total, count = 0, 0.0, 0
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        epochs = progress_bar(title, range(1, config.epochs + 1))
+        epochs = progress_bar(title, range(1 - config.keep_start, config.epochs + 1))
         for epoch in epochs:
             model.train()
-            total = count = 0.0
-            for batch in _batches([lengths[row] for row in examples], config.batch_size, config.examples):
+            drawn = _batches([lengths[row] for row in examples], config.batch_size, config.examples)
+            for batch in drawn if epoch else ():
                 with torch.autocast(device, torch.bfloat16, enabled=config.half):
                     loss = model.loss(split, [examples[place] for place in batch], config)
                 if not loss.isfinite():
@@ -141,12 +154,14 @@ def fit(model: Recommender, split: Split, config: FitConfig, seed: int, title: s
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
-                total, count = total + loss.item() * len(batch), count + len(batch)
+                updates, total, count = updates + 1, total + loss.item() * len(batch), count + len(batch)
             if epoch % config.validate_every and epoch != config.epochs:
                 continue
             ranked = model.rank(valid.history, places, valid.user)
             ndcg = ranking_metrics(ranked, torch.tensor(valid.target), (places,))[f"ndcg@{places}"]
-            history.append({"epoch": epoch, "loss": total / count, "ndcg@10": ndcg})
+            mean = total / count if count else math.nan
+            history.append({"epoch": epoch, "updates": updates, "loss": mean, "ndcg@10": ndcg})
+            total, count = 0.0, 0
             epochs.set_postfix_str(f"NDCG@10 {ndcg:.4f}", refresh=False)
             if ndcg > best:
                 best, best_epoch, weights = ndcg, epoch, copy.deepcopy(model.state_dict())

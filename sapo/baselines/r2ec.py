@@ -10,7 +10,7 @@ found, are made again every `refresh` losses.
 
 The authors begin with a pretrained language model. States of a small policy match nothing yet, so it first learns to
 match after its own thoughts (the loop's "softmax" loss), and then by rewards. They mask the history; here nothing is
-masked, as in all our tables.
+masked, as in all our tables. They sample at temperature 2 from the 50 likeliest tokens and divide cosines by 0.02.
 """
 
 from collections.abc import Sequence
@@ -24,6 +24,7 @@ from sapo.baselines.fitting import FitConfig
 from sapo.baselines.thinking import ThinkingRecommender
 from sapo.credit.advantages import trajectory_advantages
 from sapo.data.interactions import Split
+from sapo.errors import InputError
 from sapo.policy.policy import Policy
 from sapo.policy.prompts import BOS, ITEM_OF, TITLE_OF, sid_text, title_words
 
@@ -39,8 +40,12 @@ class R2ec(ThinkingRecommender):
         refresh: losses from one table of all items to the next.
     """
 
+    losses = ("softmax", "reward")
+
     def __init__(self, policy: Policy, split: Split, group_size: int = 4, temperature: float = 0.05, refresh: int = 20):
         super().__init__(policy, group_size)
+        if refresh < 1:
+            raise InputError(f"refresh is {refresh}; at least 1 fits.")
         self.temperature, self.refresh, self._losses = temperature, refresh, 0
         vocabulary, catalog = policy.tokenizer.get_vocab(), policy.catalog
         self.mark = vocabulary[ITEM_OF]

@@ -27,7 +27,7 @@ class RecCoT(Recommender):
     Args:
         policy: what thinks; it stays as it is.
         size, dropout: of the SASRec.
-        explained: whether the thought is read; without it the same towers remain.
+        explained: whether the thought is read; without it the same towers remain, which says what it is worth.
     """
 
     def __init__(self, policy: Policy, split: Split, size: int = 64, dropout: float = 0.5, explained: bool = True):
@@ -42,8 +42,7 @@ class RecCoT(Recommender):
         self._vectors: dict[tuple[int, ...], Float[Tensor, V]] = {}
 
     def lengths(self, split: Split) -> list[int]:
-        """An example is a training row; all are thought about first."""
-        self.explain(split.train.history)
+        """An example is a training row."""
         return [min(len(history), self.max_history) for history in split.train.history]
 
     def loss(self, split: Split, examples: list[int], config: FitConfig) -> Float[Tensor, ""]:

@@ -6,6 +6,7 @@ the state and the item's row of a table. All positions of a training sequence ar
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -33,6 +34,8 @@ class SequenceModel(Recommender):
         super().__init__(num_items, max_history)
         self.user_numbers = {user: number for number, user in enumerate(users, start=1)}
         self.items = nn.Embedding(num_items + 1, size, padding_idx=num_items)
+
+    losses: ClassVar[tuple[str, ...]] = ("softmax", "bce")
 
     @abstractmethod
     def forward(self, items: Int[Tensor, "B T"], users: Int[Tensor, "B"]) -> Float[Tensor, "B T D"]:

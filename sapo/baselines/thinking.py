@@ -5,7 +5,7 @@ here have, in the loop of all baselines: a loss samples its thoughts itself.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -48,6 +48,12 @@ class ThinkingRecommender(Recommender):
             raise InputError("this policy has not learnt to think, and there is nothing else to recommend by.")
         super().__init__(policy.catalog.num_items, policy.max_history)
         self.policy, self.model, self.group_size = policy, policy.model, group_size
+
+    def train(self, mode: bool = True) -> Self:
+        """The policy reads thoughts as it drew them, always without dropout."""
+        super().train(mode)
+        self.model.eval()
+        return self
 
     def lengths(self, split: Split) -> list[int]:
         """An example is a training row."""

@@ -5,8 +5,8 @@ of every level is a word of its own. Every item of a training sequence is a targ
 share a SID are told apart by one code more, which counts them; beams then search the catalogue's SIDs, so that what
 comes out is a ranking of items.
 
-The network is transformers' T5 of the paper's size. The authors publish no code; learning rate and length of training
-here are the loop's.
+The network is transformers' T5, of the paper's size unless told otherwise. The authors publish no code; learning rate
+and length of training here are the loop's.
 
 LETTER-TIGER (arXiv 2405.07314) is the same model of SIDs that LETTER makes, trained at a temperature below 1, which
 weighs likely wrong codes more; as in its authors' code, the search does without it.
@@ -24,6 +24,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from sapo.baselines.fitting import FitConfig, Recommender
 from sapo.data.interactions import Split
+from sapo.errors import InputError
 from sapo.policy.beam_search import constrained_beam_search
 from sapo.semantic_ids.collisions import collision_rate, extra_token
 from sapo.semantic_ids.trie import SidTrie
@@ -64,6 +65,8 @@ class Tiger(Recommender):
     ):
         from transformers import T5Config, T5ForConditionalGeneration
 
+        if rivals not in ("all", "trie"):
+            raise InputError(f"rivals is {rivals!r}; all or trie fits.")
         super().__init__(len(sids), max_history)
         self.user_tokens, self.beams, self.temperature, self.rivals = user_tokens, beams, temperature, rivals
         codes = extra_token(sids) if collision_rate(sids) else sids

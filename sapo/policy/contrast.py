@@ -8,7 +8,8 @@ contexts, each score is standardised over a user's candidates, and what the thou
     baseline  the history without the thought
     S = z(expert) - weight (z(amateur) - z(baseline))
 
-The authors let a language model shorten the thought first; those of small policies are some words already.
+The authors let a language model shorten the thought first; those of small policies are some words already. They do not
+give their coefficients: one weight for both differences is a form that works. It reads every candidate three times.
 """
 
 from collections.abc import Sequence

@@ -43,7 +43,8 @@ class Policy:
         max_history: items of the history that a prompt shows, the most recent ones.
         thinking: whether it was trained to think before it names an item.
         num_blocks: how many blocks it thinks in; K where None.
-        contrast: weight of contrastive inference (`sapo.policy.contrast`) when it is asked for items after thinking.
+        contrast: weight of contrastive inference (`sapo.policy.contrast`) when it is asked for items after thinking; 0
+            searches as many candidates and leaves their order; None does not.
     """
 
     model: "PreTrainedModel"
@@ -56,7 +57,7 @@ class Policy:
     min_block_tokens: int = 0
     thinking: bool = True
     num_blocks: int | None = None
-    contrast: float = 0.0
+    contrast: float | None = None
 
     def __post_init__(self) -> None:
         self.layout = ReasoningLayout(
@@ -195,15 +196,14 @@ def search(
 ) -> Beams:
     """The k best SIDs after thoughts: those of a beam search, or, of a policy that contrasts, of its candidates.
 
-    The candidates are at least `CANDIDATES`, and their scores are no log-probabilities.
+    The candidates are at least `CANDIDATES`, scored as `normalize="trie"` does, and what comes back are no
+    log-probabilities.
     """
-    contrasting = policy.contrast and any(thoughts.thinking)
-    width = max(num_beams, CANDIDATES) if contrasting else num_beams
-    found = search_beams(
-        thoughts.cache, policy.trie, policy.layout.sid_token_ids, width, width if contrasting else k, normalize
-    )
-    if contrasting:
-        found = contrast(policy, found, thoughts.prompts, thoughts.thinking, policy.contrast)
+    if policy.contrast is None or not any(thoughts.thinking):
+        return search_beams(thoughts.cache, policy.trie, policy.layout.sid_token_ids, num_beams, k, normalize)
+    width = max(num_beams, CANDIDATES)
+    found = search_beams(thoughts.cache, policy.trie, policy.layout.sid_token_ids, width, width, "trie")
+    found = contrast(policy, found, thoughts.prompts, thoughts.thinking, policy.contrast)
     return Beams(found.sids[:, :k], found.scores[:, :k])
 
 

@@ -59,7 +59,8 @@ class SFTConfig:
 class Examples(torch.utils.data.Dataset):
     """Token ids and labels, made when asked for.
 
-    Row i depends on (seed, i) alone, so a resumed run sees the same rows.
+    Row i depends on (seed, first + i) alone, so a resumed run sees the same rows, and a stage that goes on with a task
+    sees others than the stage before it.
 
     Args:
         task: "next_item" (stage 1 and the control), "alignment" (both stages of LC-Rec) or "thinking" (stage 2).
@@ -74,9 +75,10 @@ class Examples(torch.utils.data.Dataset):
         seed: int,
         traces: Traces | None = None,
         title_share: float = 0.0,
+        first: int = 0,
     ):
         self.policy, self.task, self.length, self.seed = policy, task, length, seed
-        self.traces, self.title_share = traces, title_share
+        self.traces, self.title_share, self.first = traces, title_share, first
         self.known = policy.tokenizer.get_vocab()
         self.sequences = [sequence for sequence in split.sequences if len(sequence) > 1]
         if not len(split.train):
@@ -92,7 +94,7 @@ class Examples(torch.utils.data.Dataset):
         return self.length
 
     def __getitem__(self, index: int) -> dict[str, list[int]]:
-        rng = np.random.default_rng((self.seed, index))
+        rng = np.random.default_rng((self.seed, self.first + index))
         catalog = self.policy.catalog
         share = rng.random()
         if share < self.title_share:
@@ -168,12 +170,14 @@ def train_supervised(
     seed: int,
     traces: Traces | None = None,
     resume: bool = False,
+    first: int = 0,
 ) -> list[dict[str, float]]:
     """Train `policy.model` in place; returns the trainer's log.
 
     Args:
         folder: where checkpoints go while training runs.
         resume: go on from the checkpoint in `folder`.
+        first: how many examples of the task the policy has seen in a stage before.
 
     Raises:
         FloatingPointError: a loss that is not finite.
@@ -185,6 +189,7 @@ def train_supervised(
         length=config.updates * config.batch_size,
         seed=seed,
         traces=traces,
+        first=first,
         title_share={"next_item": config.title_share, "alignment": ALIGNED, "thinking": 0.0}[task],
     )
     pad_id = policy.tokenizer.pad_token_id
