@@ -11,380 +11,36 @@ identity (config, data, code, parent run) is finished under OUT is skipped; one 
 Systems of the field (`sapo.systems`) add supervised stages of their own, and go on from them.
 """
 
-import hashlib
-import shutil
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
-import torch
-from safetensors.torch import load_model, save_model
 
-from sapo.analysis.evaluation import evaluate_policy, evaluate_ranking
 from sapo.analysis.ranks import RANKS, ROWS, add_ranks, merge_ranks
 from sapo.analysis.results import WORLD, add_results, others, read_results
-from sapo.baselines.cooccurrence import CoOccurrence
-from sapo.baselines.fitting import fit
-from sapo.baselines.knn import ItemKNN
-from sapo.baselines.popularity import Popularity
-from sapo.baselines.r2ec import R2ec
-from sapo.baselines.rec_cot import RecCoT
-from sapo.baselines.rec_r1 import RecR1
 from sapo.credit.objectives import OBJECTIVES
 from sapo.crew import Crew, Task
-from sapo.data.interactions import Split
 from sapo.errors import InputError
-from sapo.files import disk_errors
-from sapo.policy.backbone import build_backbone
-from sapo.policy.policy import Policy
-from sapo.policy.prompts import build_tokenizer, common_words, frequent_words
-from sapo.policy.rationales import RationaleTraces, read_rationales
-from sapo.policy.rollout import grouped_rollouts
-from sapo.policy.traces import NodeDescriptors, OneBlock, Traces, leaks
 from sapo.recipes import Recipe
 from sapo.runs import Job, RunFolder, read_recorded_runs, read_runs, write_table
-from sapo.systems import STAGES, SYSTEMS, objective_of, stage_of
-from sapo.training.progress import tidy_log
-from sapo.training.sft import train_supervised
+from sapo.stages import (
+    choose_contrast,
+    fit_recommender,
+    references_folder,
+    run_references,
+    run_test,
+    stage3_folder,
+    supervised_folder,
+    system_folder,
+    train_stage3,
+    train_supervised_stage,
+    words_and_traces,
+)
+from sapo.systems import STAGES, SYSTEMS, stage_of
 
-KS = (1, 5, 10)
-REFERENCES: dict[str, Popularity | CoOccurrence] = {
-    "popularity": Popularity(),
-    "cooccurrence": CoOccurrence(),
-    "item_knn": ItemKNN(),
-}
-RECOMMENDERS: dict[str, Callable[[Policy, Split], RecR1 | R2ec | RecCoT]] = {
-    "R2ec": R2ec,
-    "Rec-R1": RecR1,
-    "RecCoT": RecCoT,
-    "RecCoT blind": partial(RecCoT, explained=False),
-}
 KEYS = {"dynamics.csv.gz": [*WORLD, "method"], "rollouts.csv.gz": WORLD}
 BOOKKEEPING = r"^completions/|/std$|^num_tokens$|^step_time$|/reward_mean$"  # stays in a run's log.csv
 CONTROLS = ("stage2", "stage2_no_thinking")  # supervised stages that every job reports
-
-
-def train_supervised_stage(job: Job, seed: int, name: str) -> None:
-    """One of STAGES, from the folder of the one it goes on from."""
-    folder = supervised_folder(job, seed, name)
-    if folder.finished:
-        return
-    recipe, world, stage = job.recipe, job.world, STAGES[name]
-    config = recipe.stage1 if stage.parent is None else recipe.stage2
-    if stage.parent and stage.task == "next_item":  # stage 1's task goes on, its share of titles included
-        config = replace(config, title_share=recipe.stage1.title_share)
-    resume, began = folder.start(config.updates), time.monotonic()
-    words, traces = _words_and_traces(job)
-    thinking = stage.task == "thinking"
-    if stage.parent is None:
-        tokenizer = build_tokenizer(world.catalog, words)
-        model = build_backbone(recipe.backbone, tokenizer, seed)
-        settings = (world.split.name, world.split.data_hash, recipe.block_budget, recipe.max_history)
-        policy = Policy(model, tokenizer, world.catalog, *settings, thinking=False)
-    else:
-        policy = Policy.load(supervised_folder(job, seed, stage.parent).policy, world.catalog)
-        policy = replace(policy, thinking=thinking)
-        if stage.one_block:  # the words of all blocks
-            policy = replace(policy, num_blocks=1, block_budget=world.catalog.num_levels * recipe.block_budget)
-            traces = OneBlock(traces)
-    goes_on = stage.parent is not None and STAGES[stage.parent].task == stage.task
-    history = train_supervised(
-        policy,
-        world.split,
-        config,
-        stage.task,
-        folder.path / "checkpoints",
-        seed,
-        traces if thinking else None,
-        resume,
-        first=recipe.stage1.updates * recipe.stage1.batch_size if goes_on else 0,
-    )
-    policy.save(folder.policy)
-    write_table(tidy_log(history), folder.path / "log.csv")
-    metrics: dict[str, float] = {}
-    counts: dict[str, int] = {}
-    if stage.parent is not None:
-        metrics, counts = _validate(job, policy)
-    if name == "stage2":
-        write_table(stage2_rollouts(job, policy, seed), folder.path / "rollouts.csv.gz")
-    folder.write_card(metrics)
-    if name == "stage2":
-        metrics |= trace_leaks(job, traces)
-    metrics["parameters"] = float(policy.model.num_parameters())
-    parent = None if stage.parent is None else supervised_folder(job, seed, stage.parent)
-    _finish(folder, parent, began, config.updates, metrics, counts)
-
-
-def train_stage3(job: Job, seed: int, method: str, learning_rate: float) -> None:
-    """Reinforcement learning with an objective from the seed's stage-2 folder, or as a system does it."""
-    from transformers import PrinterCallback
-
-    from sapo.training.progress import ProgressLine
-    from sapo.training.trainer import SAPOConfig, SAPOTrainer
-
-    folder = stage3_folder(job, seed, method, learning_rate)
-    if folder.finished:
-        return
-    recipe, world = job.recipe, job.world
-    settings = recipe.stage3
-    resume, began = folder.start(settings.updates), time.monotonic()
-    args = SAPOConfig(
-        output_dir=str(folder.path / "checkpoints"),
-        objective=objective_of(method),
-        max_steps=settings.updates,
-        per_device_train_batch_size=settings.prompts * settings.group_size,
-        num_generations=settings.group_size,
-        num_iterations=settings.num_iterations,
-        temperature=settings.temperature,
-        learning_rate=learning_rate,
-        weight_decay=settings.weight_decay,
-        lr_scheduler_type="constant",
-        max_grad_norm=1.0,
-        logging_steps=settings.log_every,
-        log_completions=True,
-        num_completions_to_print=0,
-        save_strategy="steps",
-        save_steps=max(1, settings.updates // settings.num_iterations // 4) * settings.num_iterations,
-        save_total_limit=2,
-        seed=seed,
-        disable_tqdm=True,
-    )
-    watch = {"reward": "reward", "rewards/exact/mean": "exact", "kl": "kl"}
-    bar = ProgressLine(f"{method} seed {seed} lr {learning_rate:g}", watch)
-    before = supervised_folder(job, seed, stage_of(method)).policy
-    trainer = SAPOTrainer.from_catalog(before, world.catalog, args, world.split, callbacks=[bar])
-    trainer.remove_callback(PrinterCallback)
-    try:
-        with disk_errors(args.output_dir):
-            trainer.train(resume_from_checkpoint=resume)
-        start = Policy.load(before, world.catalog)
-        replace(start, model=trainer.accelerator.unwrap_model(trainer.model)).save(folder.policy)
-        metrics, counts = _validate(job, Policy.load(folder.policy, world.catalog))  # the last update may break it too
-    except FloatingPointError as error:
-        folder.give_up(error)
-        return
-    write_table(tidy_log(trainer.state.log_history), folder.path / "log.csv")
-    (folder.path / "completions").mkdir(exist_ok=True)
-    for part in (folder.path / "checkpoints" / "completions").glob("*.parquet"):
-        shutil.copy2(part, folder.path / "completions")
-    metrics["learning_rate"] = learning_rate
-    folder.write_card(metrics)
-    metrics["parameters"] = float(start.model.num_parameters())
-    parent = supervised_folder(job, seed, stage_of(method))
-    _finish(folder, parent, began, trainer.state.global_step, metrics, counts)
-
-
-def choose_contrast(job: Job, seed: int, system: str) -> None:
-    """The policy that a system starts from, asked by contrastive inference with the weight that validation chooses."""
-    folder = system_folder(job, seed, system)
-    if folder.finished:
-        return
-    folder.start()
-    began, start = time.monotonic(), supervised_folder(job, seed, stage_of(system)).policy
-    policy = Policy.load(start, job.world.catalog)
-    limit, tried = job.recipe.evaluation.valid_rows, []
-    for weight in SYSTEMS[system].contrast:
-        policy.contrast = weight
-        metrics, _ = evaluate_policy(policy, job.world.split, "valid", limit, beams=(10,), title=f"weight {weight:g}")
-        tried.append({"contrast": weight, "ndcg@10": metrics["ndcg@10"]})
-    write_table(pd.DataFrame(tried), folder.path / "tried.csv")
-    policy.contrast = max(tried, key=lambda row: row["ndcg@10"])["contrast"]
-    policy.save(folder.policy)
-    metrics, counts = _validate(job, policy)
-    folder.write_card(metrics)
-    metrics |= {"contrast": policy.contrast, "parameters": float(policy.model.num_parameters())}
-    _finish(folder, supervised_folder(job, seed, stage_of(system)), began, 0, metrics, counts)
-
-
-def fit_recommender(job: Job, seed: int, system: str) -> None:
-    """A system that recommends by more than naming SIDs, fitted to the thoughts of the policy it starts from."""
-    folder = system_folder(job, seed, system)
-    if folder.finished:
-        return
-    folder.start()
-    began, model, log = time.monotonic(), _recommender(job, seed, system), []
-    updates = 0
-    for number, config in enumerate(SYSTEMS[system].fits, start=1):
-        history = fit(model, job.world.split, config, seed, f"{system} seed {seed}")
-        log += [{"fit": number} | row for row in history]
-        best = max(history, key=lambda row: row["ndcg@10"])
-        updates += int(best["updates"])
-    save_model(model, str(folder.path / "model.safetensors"))
-    write_table(pd.DataFrame(log), folder.path / "fits.csv")
-    policy = model.policy.model.num_parameters()
-    own = sum(p.numel() for name, p in model.named_parameters() if not name.startswith("model."))
-    metrics = {"valid/ndcg@10": best["ndcg@10"], "parameters": float(policy + own)}
-    counts = {"valid/ndcg@10": len(job.world.split.valid.sample(config.valid_rows))}
-    _finish(folder, supervised_folder(job, seed, stage_of(system)), began, updates, metrics, counts)
-
-
-def _finish(
-    folder: RunFolder,
-    parent: RunFolder | None,
-    began: float,
-    updates: int,
-    metrics: dict[str, float],
-    counts: dict[str, int],
-) -> None:
-    """Finish a run; the metric "seconds" counts the stages before it too. What was done before a stop is not in it."""
-    own = time.monotonic() - began
-    before = 0.0 if parent is None else parent.table("metrics.csv").set_index("metric")["value"]["seconds"]
-    folder.finish(own, updates, metrics | {"seconds": own + before}, counts)
-
-
-def _recommender(job: Job, seed: int, system: str) -> RecR1 | R2ec | RecCoT:
-    """One with the weights that it starts from."""
-    policy = Policy.load(supervised_folder(job, seed, stage_of(system)).policy, job.world.catalog)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return RECOMMENDERS[system](policy, job.world.split).to(policy.model.device)
-
-
-def run_test(job: Job, folder: RunFolder) -> None:
-    """Read the test rows, once for a finished run: `test.csv` and the ranks of every user. None if it diverged."""
-    if folder.diverged or (folder.path / "test.csv").is_file():
-        return
-    world, limit = job.world, job.recipe.evaluation.test_rows
-    if (system := str(folder.row["method"])) in RECOMMENDERS:
-        model = _recommender(job, folder.seed, system)
-        load_model(model, str(folder.path / "model.safetensors"))
-        rows = world.split.test.sample(limit)
-        ranked = model.rank(rows.history, min(max(KS), model.num_items), rows.user)
-        metrics, users = evaluate_ranking(ranked, rows, KS)
-    else:
-        policy = Policy.load(folder.policy, world.catalog)
-        metrics, users = evaluate_policy(policy, world.split, "test", limit, title=f"test {folder.path.name}")
-    write_table(users, folder.path / "per_user.csv.gz")
-    write_table(folder.results("measured", metrics, len(users)), folder.path / "test.csv")
-
-
-def run_references(job: Job) -> None:
-    """Rows that need no training: popularity, co-occurrence, item kNN, and the optimum where it is known."""
-    folder = references_folder(job)
-    if folder.finished:
-        return
-    folder.start()
-    began, world = time.monotonic(), job.world
-    rows = world.split.test.sample(job.recipe.evaluation.test_rows)
-    sids, target = world.catalog.sids, torch.tensor(rows.target)
-    tables, ranks = [], []
-    for name, method in REFERENCES.items():
-        places = min(max(KS), world.catalog.num_items)
-        ranked = method.fit(world.split.sequences, world.catalog.num_items).rank(rows.history, places)
-        metrics, users = evaluate_ranking(ranked, rows, KS)
-        metrics |= {
-            f"match_level_{k + 1}": rate
-            for k, rate in enumerate((sids[ranked[:, 0]] == sids[target]).float().mean(0).tolist())
-        }
-        tables.append(folder.results("measured", metrics, len(rows)).assign(method=name))
-        ranks.append(users.assign(method=name))
-    if world.synthetic is not None:
-        optimum = world.synthetic.optimum(rows, KS)
-        tables.append(folder.results("exact", optimum, len(rows)).assign(method="optimum"))
-    write_table(pd.concat(ranks), folder.path / "per_user.csv.gz")
-    write_table(pd.concat(tables), folder.path / "test.csv")
-    folder.finish(time.monotonic() - began, 0, {}, {})
-
-
-def run_ranks(folder: RunFolder) -> tuple[pd.DataFrame, dict[str, object]]:
-    """The ranks of a run that was tested, for `add_ranks`."""
-    return pd.read_csv(folder.path / "per_user.csv.gz"), folder.row
-
-
-def reference_ranks(job: Job) -> list[tuple[pd.DataFrame, dict[str, object]]]:
-    """The same of every method without training."""
-    users, row = run_ranks(references_folder(job))
-    return [(of, row | {"method": method}) for method, of in users.groupby("method", sort=False)]
-
-
-def _words_and_traces(job: Job) -> tuple[list[str], Traces]:
-    """The words that a policy is to know, and what it is to think: words of the SID tree, or of a teacher."""
-    recipe, catalog = job.recipe, job.world.catalog
-    words = frequent_words(catalog, recipe.vocabulary)
-    if job.rationales is None:
-        return words, NodeDescriptors(catalog, recipe.words_per_block, words)
-    rationales = read_rationales(job.rationales, catalog)
-    words = [*dict.fromkeys([*words, *common_words(rationales.values(), recipe.vocabulary)])]
-    return words, RationaleTraces(rationales, catalog.num_levels, recipe.words_per_block, words)
-
-
-def trace_leaks(job: Job, traces: Traces, most: int = 2000) -> dict[str, float]:
-    """What the blocks that stage 2 learns give away of their targets' titles (`leaks`), of so many training rows."""
-    rows = traces.rows(job.world.split.train).sample(most)
-    texts = [traces.of_row(history, target) for history, target in zip(rows.history, rows.target, strict=True)]
-    found = leaks(texts, [job.world.catalog.titles[target] for target in rows.target])
-    return {f"traces/{name}": value for name, value in found.items()}
-
-
-def supervised_folder(job: Job, seed: int, name: str) -> RunFolder:
-    """Where one of STAGES of a seed lives."""
-    recipe, stage = job.recipe, STAGES[name]
-    names = ("backbone", "max_history", "words_per_block", "block_budget", "vocabulary", "stage1")
-    config = {name: asdict(recipe)[name] for name in names} | {"seed": seed, "stage": asdict(stage)}
-    if job.rationales is not None:
-        config["rationales"] = hashlib.sha256(Path(job.rationales).read_bytes()).hexdigest()
-    if stage.parent is not None:
-        config |= {"stage2": asdict(recipe.stage2), "evaluation": asdict(recipe.evaluation)}
-    if name == "stage2":  # its rollouts are kept
-        config |= {"group_size": recipe.stage3.group_size, "temperature": recipe.stage3.temperature}
-    return RunFolder(job, f"seed{seed}/{name}", seed, stage.method or name, config)
-
-
-def stage3_folder(job: Job, seed: int, method: str, learning_rate: float) -> RunFolder:
-    """Where a run of reinforcement learning lives."""
-    settings = {name: value for name, value in asdict(job.recipe.stage3).items() if name != "learning_rates"}
-    config = {
-        "objective": objective_of(method),
-        "learning_rate": learning_rate,
-        "stage3": settings,
-        "seed": seed,
-        "parent": supervised_folder(job, seed, stage_of(method)).identity,
-    }
-    return RunFolder(job, f"seed{seed}/{method}-lr{learning_rate:g}", seed, method, config)
-
-
-def system_folder(job: Job, seed: int, system: str) -> RunFolder:
-    """Where a system lives that is made of a supervised stage in another way than by stage 3."""
-    config = {
-        "contrast": SYSTEMS[system].contrast,
-        "fits": [asdict(config) for config in SYSTEMS[system].fits],
-        "evaluation": asdict(job.recipe.evaluation),
-        "parent": supervised_folder(job, seed, stage_of(system)).identity,
-    }
-    return RunFolder(job, f"seed{seed}/{system.replace(' ', '_')}", seed, system, config)
-
-
-def references_folder(job: Job) -> RunFolder:
-    """Where the rows without training live."""
-    return RunFolder(job, "references", 0, "references", {"evaluation": asdict(job.recipe.evaluation)})
-
-
-def stage2_rollouts(job: Job, policy: Policy, seed: int) -> pd.DataFrame:
-    """G rollouts of the stage-2 policy on validation prompts: which levels match. What advantages are computed from."""
-    evaluation, settings = job.recipe.evaluation, job.recipe.stage3
-    rows = job.world.split.valid.sample(evaluation.rollout_prompts)
-    device = policy.model.device
-    batch = policy.tokenizer(policy.prompts(rows.history), return_tensors="pt", padding=True).to(device)
-    rollouts = grouped_rollouts(
-        policy.model,
-        batch["input_ids"],
-        batch["attention_mask"],
-        policy.layout,
-        policy.trie,
-        settings.group_size,
-        block_budget=policy.block_budget,
-        temperature=settings.temperature,
-        generator=torch.Generator(device).manual_seed(seed),
-        pad_id=policy.tokenizer.pad_token_id,
-    )
-    target = policy.catalog.sids[rows.target].repeat_interleave(settings.group_size, 0)
-    match = (rollouts.sids.cpu() == target).long()
-    prompt, rollout, level = np.indices((len(rows), settings.group_size, policy.catalog.num_levels)).reshape(3, -1)
-    return pd.DataFrame({"prompt": prompt, "rollout": rollout, "level": level + 1, "match": match.flatten().numpy()})
 
 
 def run(job: Job, workers: int | None = None) -> pd.DataFrame:
@@ -401,7 +57,7 @@ def run(job: Job, workers: int | None = None) -> pd.DataFrame:
     """
     recipe, train = job.recipe, job.world.split.train
     if job.rationales is not None:
-        explained = len(_words_and_traces(job)[1].rows(train))
+        explained = len(words_and_traces(job)[1].rows(train))
         print(f"{explained:,} of {len(train):,} training rows have a rationale; stage 2 learns from these")
     if unknown := set(recipe.objectives + recipe.ablations) - set(OBJECTIVES):
         raise InputError(f"unknown objectives {sorted(unknown)}; known are {', '.join(OBJECTIVES)}.")
@@ -475,6 +131,17 @@ def collect(job: Job, chosen: dict[str, float]) -> pd.DataFrame:
     return results
 
 
+def run_ranks(folder: RunFolder) -> tuple[pd.DataFrame, dict[str, object]]:
+    """The ranks of a run that was tested, for `add_ranks`."""
+    return pd.read_csv(folder.path / "per_user.csv.gz"), folder.row
+
+
+def reference_ranks(job: Job) -> list[tuple[pd.DataFrame, dict[str, object]]]:
+    """The same of every method without training."""
+    users, row = run_ranks(references_folder(job))
+    return [(of, row | {"method": method}) for method, of in users.groupby("method", sort=False)]
+
+
 def publish(out: str | Path, record: str | Path) -> list[Path]:
     """Add the tables under `out` to the committed record, in place of what it held of the same methods.
 
@@ -545,18 +212,6 @@ def _trained(recipe: Recipe) -> dict[str, tuple[int, ...]]:
     ablations = dict.fromkeys(recipe.ablations, recipe.seeds[: recipe.ablation_seeds])
     systems = (name for name in recipe.systems if SYSTEMS[name].kind == "stage3")
     return ablations | dict.fromkeys((*recipe.objectives, *systems), recipe.seeds)
-
-
-def _validate(job: Job, policy: Policy) -> tuple[dict[str, float], dict[str, int]]:
-    """Validation metrics, and exact match on rows of the training split, which stage 3 draws its prompts from."""
-    split, limit = job.world.split, job.recipe.evaluation.valid_rows
-    metrics, valid = evaluate_policy(policy, split, "valid", limit, beams=(10,), title="validation")
-    on_seen, seen = evaluate_policy(policy, split, "train", len(valid), beams=(10,), title="training rows")
-    metrics = {f"valid/{name}": value for name, value in metrics.items()}
-    metrics["exact_match/unseen_rows"] = metrics["valid/recall@1"]
-    metrics["exact_match/seen_rows"] = on_seen["recall@1"]
-    counts = dict.fromkeys(metrics, len(valid)) | {"exact_match/seen_rows": len(seen)}
-    return metrics, counts
 
 
 def _add(table: pd.DataFrame, path: Path) -> None:

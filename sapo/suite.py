@@ -31,12 +31,13 @@ from sapo.baselines.tiger import Tiger
 from sapo.crew import Crew, Task
 from sapo.data.interactions import Rows, SplitName
 from sapo.errors import InputError
-from sapo.experiments import REFERENCES, reference_ranks, references_folder, run_ranks, run_references
+from sapo.experiments import reference_ranks, run_ranks
 from sapo.recipes import QUICK, EvaluationConfig
 from sapo.runs import Job, RunFolder, write_table
 from sapo.semantic_ids.config import TokenizerConfig
 from sapo.semantic_ids.tokenizer import ItemTokenizer
 from sapo.semantic_ids.vectors import item_texts
+from sapo.stages import REFERENCES, references_folder, run_references
 
 KS = (1, 3, 5, 10)
 MODELS: dict[str, Callable[..., Recommender]] = {

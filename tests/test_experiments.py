@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
-from sapo import experiments, runs
+from sapo import experiments, runs, stages
 from sapo.analysis.results import add_results, read_results
 from sapo.credit.objectives import OBJECTIVES
 from sapo.data.synthetic import SyntheticConfig
@@ -88,7 +88,7 @@ def test_the_learning_rate_is_the_best_of_the_grid_on_validation(finished):
     job, _out, _ = finished
     for name in ("sapo", "grpo", "sapo_outcome_reward"):
         scores = {
-            rate: experiments.stage3_folder(job, 0, name, rate)
+            rate: stages.stage3_folder(job, 0, name, rate)
             .table("metrics.csv")
             .set_index("metric")["value"]["valid/ndcg@10"]
             for rate in (1e-3, 3e-3)
@@ -97,9 +97,9 @@ def test_the_learning_rate_is_the_best_of_the_grid_on_validation(finished):
         assert scores[chosen] == max(scores.values())
         # only the chosen one reads the test rows, and only it is trained with the other seeds
         for rate in scores:
-            assert (experiments.stage3_folder(job, 0, name, rate).path / "test.csv").is_file() == (rate == chosen)
+            assert (stages.stage3_folder(job, 0, name, rate).path / "test.csv").is_file() == (rate == chosen)
         if name in TINY.objectives:
-            assert [experiments.stage3_folder(job, 1, name, rate).finished for rate in scores] == [
+            assert [stages.stage3_folder(job, 1, name, rate).finished for rate in scores] == [
                 r == chosen for r in scores
             ]
 
@@ -125,7 +125,7 @@ def test_every_decoding_of_a_policy_is_recorded_and_follows_from_its_ranks(finis
         for metric in ("recall@1", "recall@5", "recall@10", "ndcg@5", "ndcg@10"):
             assert 0 <= rows[prefix + metric] <= 1
     rate = experiments.choose_learning_rate(job, "sapo")
-    users = experiments.stage3_folder(job, 1, "sapo", rate).table("per_user.csv.gz")
+    users = stages.stage3_folder(job, 1, "sapo", rate).table("per_user.csv.gz")
     assert len(users) == 20
     for prefix in ("", "full/", "beams50/"):
         rank = users[f"{prefix}rank"]
@@ -144,8 +144,8 @@ def test_a_card_lies_beside_every_checkpoint(finished):
     job, _, _ = finished
     rate = experiments.choose_learning_rate(job, "sapo")
     for folder in (
-        *(experiments.supervised_folder(job, 0, stage) for stage in ("stage1", "stage2")),
-        experiments.stage3_folder(job, 0, "sapo", rate),
+        *(stages.supervised_folder(job, 0, stage) for stage in ("stage1", "stage2")),
+        stages.stage3_folder(job, 0, "sapo", rate),
     ):
         card = (folder.policy / "README.md").read_text("utf-8")
         assert card.startswith(f"# {folder.row['method']}, seed 0")
@@ -159,7 +159,7 @@ def test_stage_3_refuses_the_training_rows_of_another_split(finished, tmp_path):
     job, _, _ = finished
     other = replace(job, recipe=replace(TINY, synthetic=replace(TINY.synthetic, num_users=70)))
     args = SAPOConfig(str(tmp_path), num_generations=2, per_device_train_batch_size=4, max_steps=1)
-    stage2 = experiments.supervised_folder(job, 0, "stage2").policy
+    stage2 = stages.supervised_folder(job, 0, "stage2").policy
     with pytest.raises(InputError, match="Train one for this split"):
         SAPOTrainer.from_catalog(stage2, job.world.catalog, args, other.world.split)
 
@@ -177,18 +177,16 @@ def test_a_second_run_does_nothing(finished, monkeypatch):
 def test_other_settings_make_other_runs_and_leave_these_alone(finished):
     job, _, _ = finished
     other = replace(job, recipe=replace(TINY, stage3=replace(TINY.stage3, updates=5)))
-    same = experiments.supervised_folder(other, 0, "stage2")
-    assert same.path == experiments.supervised_folder(job, 0, "stage2").path  # stages 1 and 2 are shared
-    assert (
-        experiments.stage3_folder(other, 0, "sapo", 1e-3).path != experiments.stage3_folder(job, 0, "sapo", 1e-3).path
-    )
+    same = stages.supervised_folder(other, 0, "stage2")
+    assert same.path == stages.supervised_folder(job, 0, "stage2").path  # stages 1 and 2 are shared
+    assert stages.stage3_folder(other, 0, "sapo", 1e-3).path != stages.stage3_folder(job, 0, "sapo", 1e-3).path
 
 
 def test_same_seed_same_numbers_also_when_interrupted(finished, tmp_path, monkeypatch):
     """Ctrl-C in the middle of stage 3, then the same command: the numbers of the undisturbed job, to the last digit."""
     job, _, results = finished
     again = replace(job, out=str(tmp_path))
-    validate, calls = experiments._validate, []
+    validate, calls = stages._validate, []
 
     def interrupted(*arguments, **options):
         calls.append(1)
@@ -196,7 +194,7 @@ def test_same_seed_same_numbers_also_when_interrupted(finished, tmp_path, monkey
             raise KeyboardInterrupt
         return validate(*arguments, **options)
 
-    monkeypatch.setattr(experiments, "_validate", interrupted)
+    monkeypatch.setattr(stages, "_validate", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(again, workers=1)
     assert not (tmp_path / "results.csv").exists()
@@ -215,7 +213,7 @@ def test_a_full_disk_leaves_earlier_results_intact(finished, monkeypatch):
     def full(*arguments, **options):
         raise OSError(errno.ENOSPC, "No space left on device", "policy")
 
-    monkeypatch.setattr(experiments.Policy, "save", full)
+    monkeypatch.setattr(stages.Policy, "save", full)
     with pytest.raises(OSError, match="No space left"):
         run(other, workers=1)
     assert (out / "results.csv").read_bytes() == before
@@ -245,7 +243,7 @@ def test_a_rate_that_diverges_loses_and_its_run_is_not_tried_again(finished, tmp
 
     monkeypatch.setattr(SAPOTrainer, "train", fails)
     run(small, workers=1)
-    assert experiments.stage3_folder(small, 0, "sapo", 3e-3).diverged
+    assert stages.stage3_folder(small, 0, "sapo", 3e-3).diverged
     assert experiments.choose_learning_rate(small, "sapo") == 1e-3
     only = replace(TINY, stage3=replace(TINY.stage3, learning_rates=(3e-3,)))
     with pytest.raises(FloatingPointError, match=r"diverged at every learning rate of the grid \(0\.003\)"):
@@ -259,7 +257,7 @@ def test_a_later_seed_that_diverges_is_left_out(when, finished, tmp_path, monkey
     shutil.copytree(out / "runs", tmp_path / "runs")
     again = replace(job, out=str(tmp_path))
     rate = experiments.choose_learning_rate(again, "sapo")
-    lost = experiments.stage3_folder(again, 1, "sapo", rate)
+    lost = stages.stage3_folder(again, 1, "sapo", rate)
     shutil.rmtree(lost.path)
     from sapo.training.trainer import SAPOTrainer
 
@@ -283,7 +281,7 @@ def test_a_later_seed_that_diverges_is_left_out(when, finished, tmp_path, monkey
 
 def test_a_checkpoint_that_was_cut_short_is_not_resumed(finished, tmp_path):
     job, _, _ = finished
-    folder = experiments.supervised_folder(replace(job, out=str(tmp_path)), 0, "stage1")
+    folder = stages.supervised_folder(replace(job, out=str(tmp_path)), 0, "stage1")
     for step, text in ((3, '{"global_step": 3}'), (6, '{"global_st')):
         path = folder.path / "checkpoints" / f"checkpoint-{step}"
         path.mkdir(parents=True)
@@ -347,8 +345,8 @@ def test_systems_of_the_field_are_runs_like_ours(finished, tmp_path):
     policies = {}
     for name in ("MiniOneRec", "SIDReasoner", "OneRec-Think"):
         rate = experiments.choose_learning_rate(job, name)
-        policies[name] = Policy.load(experiments.stage3_folder(job, 0, name, rate).policy, catalog)
-    policies["LC-Rec"] = Policy.load(experiments.supervised_folder(job, 0, "stage2_alignment").policy, catalog)
+        policies[name] = Policy.load(stages.stage3_folder(job, 0, name, rate).policy, catalog)
+    policies["LC-Rec"] = Policy.load(stages.supervised_folder(job, 0, "stage2_alignment").policy, catalog)
     assert {name: policy.layout.blocks for name, policy in policies.items()} == {
         "MiniOneRec": 0,
         "SIDReasoner": 1,
@@ -363,7 +361,7 @@ def test_systems_of_the_field_are_runs_like_ours(finished, tmp_path):
     )
     with pytest.raises(InputError, match="has not learnt to think"):
         recommend(policies["MiniOneRec"], histories, thinking=True)
-    licd = experiments.system_folder(job, 0, "LICD")
+    licd = stages.system_folder(job, 0, "LICD")
     tried = licd.table("tried.csv").set_index("contrast")["ndcg@10"]
     assert tuple(tried.index) == SYSTEMS["LICD"].contrast
     assert tried[Policy.load(licd.policy, catalog).contrast] == tried.max()
@@ -375,7 +373,7 @@ def test_systems_of_the_field_are_runs_like_ours(finished, tmp_path):
         ("MiniOneRec", "best_of_beam", "does not think"),
     ):
         rate = experiments.choose_learning_rate(job, name)
-        folder = experiments.stage3_folder(job, 0, name, rate).policy
+        folder = stages.stage3_folder(job, 0, name, rate).policy
         args = SAPOConfig(str(tmp_path), objective=objective, per_device_train_batch_size=8, num_generations=4)
         with pytest.raises(InputError, match=message):
             SAPOTrainer.from_catalog(folder, catalog, args, load_world(job).split)

@@ -15,14 +15,15 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "sapo"
 
 # A module of the package on the left imports nothing of what stands on the right.
+TOP = ["stages", "experiments", "suite", "cli"]
 FORBIDDEN = {
-    "data": ["policy", "training", "baselines", "analysis", "experiments", "cli"],
-    "semantic_ids": ["policy", "training", "baselines", "analysis", "experiments", "cli"],
-    "credit": ["data", "semantic_ids", "policy", "training", "baselines", "analysis", "experiments", "cli"],
-    "policy": ["training", "baselines", "analysis", "experiments", "cli"],
-    "training": ["experiments", "cli"],
-    "baselines": ["training", "experiments", "cli"],
-    "analysis": ["experiments", "cli"],
+    "data": ["policy", "training", "baselines", "analysis", *TOP],
+    "semantic_ids": ["policy", "training", "baselines", "analysis", *TOP],
+    "credit": ["data", "semantic_ids", "policy", "training", "baselines", "analysis", *TOP],
+    "policy": ["training", "baselines", "analysis", *TOP],
+    "training": TOP,
+    "baselines": ["training", *TOP],
+    "analysis": TOP,
 }
 
 
