@@ -314,7 +314,7 @@ def test_systems_are_those_of_the_record(systems):
 def test_gains_between_systems_are_those_of_the_record(systems):
     """Every "A - B in METRIC on DATA: gain [low, high]" of the README."""
     _, _, ranks, _ = systems
-    names = {"co-occurrence": "cooccurrence", "fusion": "Fusion", "SASRec softmax": "SASRec softmax"}
+    names = {"co-occurrence": "cooccurrence", "fusion": "Fusion", "fusion without counting": "Fusion of fitted"}
     pattern = (
         r"([A-Za-z][\w -]*?) - ([A-Za-z][\w -]*?) in (HR|NDCG)@10 on (\w+): "
         r"([+-]\d\.\d{4}) \[([+-]\d\.\d{4}), ([+-]\d\.\d{4})\]"
