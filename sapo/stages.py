@@ -59,7 +59,8 @@ def train_supervised_stage(job: Job, seed: int, name: str) -> None:
         return
     recipe, world, stage = job.recipe, job.world, STAGES[name]
     config = recipe.stage1 if stage.parent is None else recipe.stage2
-    if stage.parent and stage.task == "next_item":  # stage 1's task goes on, its share of titles included
+    goes_on = stage.parent is not None and STAGES[stage.parent].task == stage.task
+    if goes_on:  # with stage 1's share of titles too
         config = replace(config, title_share=recipe.stage1.title_share)
     resume, began = folder.start(config.updates), time.monotonic()
     words, traces = words_and_traces(job)
@@ -75,7 +76,6 @@ def train_supervised_stage(job: Job, seed: int, name: str) -> None:
         if stage.one_block:  # the words of all blocks
             policy = replace(policy, num_blocks=1, block_budget=world.catalog.num_levels * recipe.block_budget)
             traces = OneBlock(traces)
-    goes_on = stage.parent is not None and STAGES[stage.parent].task == stage.task
     history = train_supervised(
         policy,
         world.split,

@@ -204,10 +204,10 @@ def test_the_tables_of_systems_are_the_code():
     rows = re.findall(r"^\| (`.*?)\|(.*)\|$", README, flags=re.MULTILINE)
     cells = {names.strip(): [cell.strip() for cell in rest.split("|")] for names, rest in rows}
     fitted = [name for names in cells for name in re.findall(r"`([^`]+)`", names)]
-    assert {*BASELINES, "Fusion"} <= set(fitted)
+    assert {*BASELINES, *FUSIONS} <= set(fitted)
     tests = "".join(path.read_text("utf-8") for path in (ROOT / "tests").glob("test_*.py"))
     for names, (*_, test) in cells.items():
-        if {*BASELINES, "Fusion"} & set(re.findall(r"`([^`]+)`", names)):
+        if {*BASELINES, *FUSIONS} & set(re.findall(r"`([^`]+)`", names)):
             assert f"\ndef {test.strip('`')}(" in tests, names
     for name, system in SYSTEMS.items():
         _, then, source, scope = cells[f"`{name}`"]

@@ -42,6 +42,13 @@ def forward_logits(model, prompt, mask, rollouts, group):
     return logits
 
 
+def training_logps(model, prompt, mask, rollouts, layout, trie, **options):
+    """What training makes of five completions a prompt."""
+    logits = forward_logits(model, prompt, mask, rollouts, 5).flatten(0, 1)
+    every = torch.ones_like(rollouts.completion_mask)
+    return completion_logps(logits, rollouts.completion_ids, every, layout, trie, pad_id=PAD, eos_ids=[EOS], **options)
+
+
 @pytest.mark.parametrize("budget", [0, 1, 4, (1, 3, 2)])
 def test_completions_have_the_layout_and_name_items(budget):
     _, layout, trie, model, vocab = make_world()
@@ -78,16 +85,7 @@ def test_systems_that_think_in_one_block_or_not_at_all(blocks, beams):
     reading = layout.read(out.completion_ids)
     assert (layout.token_steps(out.completion_ids)[reading.in_block] == -1).all()
     assert (reading.in_block.any(1) == bool(blocks)).all()
-    logits = forward_logits(model, prompt, mask, out, 5)
-    again = completion_logps(
-        logits.flatten(0, 1),
-        out.completion_ids,
-        torch.ones_like(out.completion_mask),
-        layout,
-        trie,
-        pad_id=PAD,
-        eos_ids=[EOS],
-    )
+    again = training_logps(model, prompt, mask, out, layout, trie)
     if beams:  # of which only the thought was sampled; their order is that of the search without a thought
         found = constrained_beam_search(model, prompt, mask, trie, layout.sid_token_ids, 5, normalize="full")
         assert blocks or torch.equal(found.sids.flatten(0, 1), out.sids)
@@ -149,19 +147,7 @@ def test_logps_of_sampling_equal_those_of_training(sid_logps, min_words):
     _, layout, trie, model, vocab = make_world(1)
     options = {"min_block_tokens": min_words, "sid_logps": sid_logps, "temperature": 0.7}
     prompt, mask, out = sample(model, layout, trie, vocab, **options)
-    logits = forward_logits(model, prompt, mask, out, 5)
-    again = completion_logps(
-        logits.flatten(0, 1),
-        out.completion_ids,
-        torch.ones_like(out.completion_mask),
-        layout,
-        trie,
-        pad_id=PAD,
-        eos_ids=[EOS],
-        min_block_tokens=min_words,
-        temperature=0.7,
-        sid_logps=sid_logps,
-    )
+    again = training_logps(model, prompt, mask, out, layout, trie, **options)
     torch.testing.assert_close(out.logps[out.sampled], again[out.sampled], atol=1e-4, rtol=1e-4)
     reading = layout.read(out.completion_ids)
     if sid_logps == "trie":

@@ -34,9 +34,10 @@ class Recommender(nn.Module, ABC):
         super().__init__()
         self.num_items, self.max_history = num_items, max_history
 
-    @abstractmethod
     def lengths(self, split: Split) -> list[int]:
-        """Length of every training example; 0 where there is nothing to learn."""
+        """Length of every training example, 0 where there is nothing to learn; an example is a training row unless a
+        model says otherwise."""
+        return [min(len(history), self.max_history) for history in split.train.history]
 
     @abstractmethod
     def loss(self, split: Split, examples: list[int], config: "FitConfig") -> Float[Tensor, ""]:

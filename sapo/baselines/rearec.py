@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, dropout, gelu, kl_div, scaled_dot_product_attention
 
-from sapo.baselines.fitting import FitConfig
+from sapo.baselines.fitting import FitConfig, Recommender
 from sapo.baselines.sequence import SequenceModel
 from sapo.data.interactions import Split
 from sapo.errors import InputError
@@ -106,8 +106,8 @@ class ReaRec(SequenceModel):
         return torch.stack(thoughts, 1)
 
     def lengths(self, split: Split) -> list[int]:
-        """An example is a training row."""
-        return [min(len(history), self.max_history) for history in split.train.history]
+        """An example is a training row, not a sequence."""
+        return Recommender.lengths(self, split)
 
     def loss(self, split: Split, examples: list[int], config: FitConfig) -> Float[Tensor, ""]:
         """Of the way."""

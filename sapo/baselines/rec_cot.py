@@ -41,10 +41,6 @@ class RecCoT(Recommender):
         self.thought, self.item = (nn.Linear(of_items.shape[1], size, bias=False) for _ in range(2))
         self._vectors: dict[tuple[int, ...], Float[Tensor, V]] = {}
 
-    def lengths(self, split: Split) -> list[int]:
-        """An example is a training row."""
-        return [min(len(history), self.max_history) for history in split.train.history]
-
     def loss(self, split: Split, examples: list[int], config: FitConfig) -> Float[Tensor, ""]:
         """Cross-entropy of the next items over all."""
         rows = split.train.take(examples)
@@ -68,8 +64,6 @@ class RecCoT(Recommender):
 
     def explain(self, histories: Sequence[Sequence[int]]) -> None:
         """Keep the vector of the thought after each history that has none yet."""
-        if not self.explained:
-            return
         shown = dict.fromkeys(map(self._shown, histories))
         fresh = [history for history in shown if history not in self._vectors]
         for some in think(self.policy, fresh, thinking=True) if fresh else ():

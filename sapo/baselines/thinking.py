@@ -13,7 +13,6 @@ from torch import Tensor
 
 from sapo.baselines.fitting import Recommender
 from sapo.credit.objectives import OBJECTIVES, policy_loss
-from sapo.data.interactions import Split
 from sapo.errors import InputError
 from sapo.policy.policy import Policy
 from sapo.policy.rollout import Decoder, completion_logps, end_ids
@@ -54,10 +53,6 @@ class ThinkingRecommender(Recommender):
         super().train(mode)
         self.model.eval()
         return self
-
-    def lengths(self, split: Split) -> list[int]:
-        """An example is a training row."""
-        return [min(len(history), self.max_history) for history in split.train.history]
 
     @torch.no_grad()
     def draw(self, histories: Sequence[Sequence[int]], group_size: int = 1, greedy: bool = True) -> Drawn:

@@ -92,10 +92,6 @@ class Tiger(Recommender):
             )
         )
 
-    def lengths(self, split: Split) -> list[int]:
-        """An example is a training row: a history and its next item."""
-        return [min(len(history), self.max_history) for history in split.train.history]
-
     def loss(self, split: Split, examples: list[int], config: FitConfig) -> Float[Tensor, ""]:
         """Cross-entropy of the codes of the targets."""
         rows = split.train.take(examples)
