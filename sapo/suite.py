@@ -80,9 +80,10 @@ VALID = 5000  # rows that validation reads at most
 ADAM = FitConfig(half=True, valid_rows=VALID)
 SASREC = replace(ADAM, beta2=0.98)
 ROWS = replace(ADAM, patience=5, batch_size=512)  # of models whose examples are rows, not sequences
-# A T5 of the paper's size learns for days here, and of which SIDs there are for most of them.
-T5 = {"size": 128, "layers": 2, "heads": 4, "head_size": 32, "feed_forward": 512, "user_tokens": 0, "rivals": "trie"}
-CODES = replace(ADAM, patience=10, batch_size=128, valid_rows=2000)
+T5 = {"user_tokens": 0, "rivals": "trie"}  # of the paper's size; over all words it learns which SIDs there are for long
+CODES = replace(ADAM, patience=5, validate_every=2, batch_size=512, valid_rows=2000)
+CODE_DROPOUTS = tuple({"dropout": rate} for rate in (0.1, 0.3))
+THOUGHTS = tuple({"dropout": rate, "temperature": heat} for rate in (0.5, 0.7) for heat in (1.0, 0.5))
 LETTER = TokenizerConfig("letter", collisions="share_out")
 BASELINES: dict[str, Baseline] = {
     "SASRec": Baseline("sasrec", {"size": 64, "heads": 2}, replace(SASREC, loss="bce", patience=50), DROPOUTS[:2]),
@@ -90,10 +91,10 @@ BASELINES: dict[str, Baseline] = {
     "GRU4Rec": Baseline("gru4rec", {"size": 64, "hidden": 128}, ADAM, DROPOUTS),
     "Caser": Baseline("caser", {"size": 64}, replace(ADAM, weight_decay=1e-6), CASERS),
     "HSTU": Baseline("hstu", {"size": 128, "heads": 2}, SASREC, DROPOUTS),
-    "TIGER": Baseline("tiger", T5, CODES),
-    "LETTER-TIGER": Baseline("tiger", T5 | {"temperature": 0.7}, CODES, tokenizer=LETTER),
-    "ReaRec ERL": Baseline("rearec", {"size": 128}, ROWS, DROPOUTS[1:]),
-    "ReaRec PRL": Baseline("rearec", {"size": 128, "way": "prl"}, ROWS, DROPOUTS[1:]),
+    "TIGER": Baseline("tiger", T5, CODES, CODE_DROPOUTS),
+    "LETTER-TIGER": Baseline("tiger", T5 | {"temperature": 0.7}, CODES, CODE_DROPOUTS, tokenizer=LETTER),
+    "ReaRec ERL": Baseline("rearec", {"size": 128}, ROWS, THOUGHTS),
+    "ReaRec PRL": Baseline("rearec", {"size": 128, "way": "prl"}, ROWS, THOUGHTS),
 }
 
 COUNTING = ("cooccurrence", "item_knn")

@@ -10,7 +10,7 @@ so K times: h_0, h_1, ..., h_K. Two ways of learning from them:
           batch's others: CE over products of noisy and clean states / T
 
 An example is a history with its next item. The authors wait two epochs before they add noise; here it is there from the
-first. They tune the temperature down to 0.05; on Industrial 0.2 was worse than 1, which is kept.
+first, and tune the temperature down to 0.05.
 """
 
 from collections.abc import Sequence

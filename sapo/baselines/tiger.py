@@ -19,7 +19,7 @@ from typing import Literal
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, pad
 from torch.nn.utils.rnn import pad_sequence
 
 from sapo.baselines.fitting import FitConfig, Recommender
@@ -108,15 +108,14 @@ class Tiger(Recommender):
 
     def prompts(self, histories: Sequence[Sequence[int]], users: Sequence[str]) -> Int[Tensor, "B P"]:
         """What is read: the user's word and the codes of the last items, padded with 0 at the end."""
-        first_user = self.network.config.vocab_size - self.user_tokens
-        lines = []
-        for history, user in zip(histories, users, strict=True):
-            line = self.tokens[torch.tensor(history[-self.max_history :], device=self.tokens.device)].flatten()
-            if self.user_tokens:
-                hashed = zlib.crc32(user.encode()) % self.user_tokens  # the same in every process
-                line = torch.cat([line.new_tensor([first_user + hashed]), line])
-            lines.append(line)
-        return pad_sequence(lines, batch_first=True)
+        items = [torch.tensor(history[-self.max_history :]) for history in histories]
+        padded = pad_sequence(items, batch_first=True, padding_value=self.num_items).to(self.tokens.device)
+        words = pad(self.tokens, (0, 0, 0, 1))[padded].flatten(1)  # the row below the last item's pads
+        if not self.user_tokens:
+            return words
+        first = self.network.config.vocab_size - self.user_tokens
+        hashed = [[first + zlib.crc32(user.encode()) % self.user_tokens] for user in users]  # the same everywhere
+        return torch.cat([words.new_tensor(hashed), words], 1)
 
     def best(self, histories: Sequence[Sequence[int]], users: Sequence[str], k: int) -> Int[Tensor, "B k"]:
         """The items of the k best beams."""
