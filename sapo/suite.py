@@ -81,7 +81,7 @@ ADAM = FitConfig(half=True, valid_rows=VALID)
 SASREC = replace(ADAM, beta2=0.98)
 ROWS = replace(ADAM, patience=5, batch_size=512)  # of models whose examples are rows, not sequences
 T5 = {"user_tokens": 0, "rivals": "trie"}  # of the paper's size; over all words it learns which SIDs there are for long
-CODES = replace(ADAM, patience=5, validate_every=2, batch_size=512, valid_rows=2000)
+CODES = replace(ADAM, patience=5, validate_every=2, batch_size=512, learning_rate=3e-4, valid_rows=2000)
 CODE_DROPOUTS = tuple({"dropout": rate} for rate in (0.1, 0.3))
 THOUGHTS = tuple({"dropout": rate, "temperature": heat} for rate in (0.5, 0.7) for heat in (1.0, 0.5))
 LETTER = TokenizerConfig("letter", collisions="share_out")
@@ -139,7 +139,7 @@ def fit_baseline(job: Job, name: str, number: int, seed: int) -> None:
     except FloatingPointError as error:
         folder.give_up(error)
         return
-    save_model(model, str(folder.path / "model.safetensors"))
+    save_model(model.cpu(), str(folder.path / "model.safetensors"))  # cuDNN keeps a GRU's weights in one tensor
     write_table(pd.DataFrame(log), folder.path / "log.csv")
     best = max(log, key=lambda row: row["ndcg@10"])
     metrics = {"valid/ndcg@10": best["ndcg@10"], "parameters": float(sum(p.numel() for p in model.parameters()))}

@@ -493,7 +493,7 @@ def test_growth_is_drawn_in_every_panel(out):
         line = lines[f"{shown['what'].iloc[0]}, ours"]
         unit = 1e6 if quantity == "peak_bytes" else 1
         mine = shown[(shown["what"] == shown["what"].iloc[0]) & (shown["who"] == "ours")]
-        assert line.get_ydata() == pytest.approx(mine[quantity] / unit)
+        assert list(line.get_ydata()) == pytest.approx((mine[quantity] / unit).tolist())
         assert line.get_linestyle() == "-"
         assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
     with pytest.raises(InputError, match="unknown work 'training step'"):

@@ -64,15 +64,22 @@ def test_the_same_seed_builds_the_same_weights_and_leaves_the_global_generator_a
     assert not all(torch.equal(first[name], other[name]) for name in first)
 
 
+def check_same(before, after):
+    """Weights that come from a file lie elsewhere in memory, where some processors round products differently."""
+    assert torch.equal(before.sids, after.sids)
+    torch.testing.assert_close(before.scores, after.scores, atol=1e-6, rtol=0)
+    assert before.thinking == after.thinking
+
+
 def test_a_saved_policy_recommends_the_same(tmp_path):
     policy = make_policy()
     policy.save(tmp_path / "policy")
     loaded = Policy.load(tmp_path / "policy", CATALOG)
     histories = [[0, 1], [3], [5, 4, 3, 2]]
     before, after = recommend(policy, histories, 5, 5), recommend(loaded, histories, 5, 5)
-    assert torch.equal(before.sids, after.sids)
-    assert torch.equal(before.scores, after.scores)
-    assert before.thinking == after.thinking
+    check_same(before, after)
+    weights = loaded.model.state_dict()
+    assert all(torch.equal(weights[name], values) for name, values in policy.model.state_dict().items())
     assert (loaded.split, loaded.data_hash, loaded.max_history) == (policy.split, policy.data_hash, 3)
     assert [path.name for path in tmp_path.iterdir()] == ["policy"]  # nothing partial is left
 
@@ -93,9 +100,7 @@ def test_generation_settings_of_a_checkpoint_change_nothing(tmp_path):
     loaded = Policy.load(tmp_path / "policy", CATALOG)
     assert loaded.model.generation_config.repetition_penalty == 9.0  # it was read
     before, after = recommend(policy, [[0, 1], [3]], 5, 5), recommend(loaded, [[0, 1], [3]], 5, 5)
-    assert before.thinking == after.thinking
-    assert torch.equal(before.sids, after.sids)
-    assert torch.equal(before.scores, after.scores)
+    check_same(before, after)
 
 
 def test_loading_refuses_what_does_not_fit(tmp_path):

@@ -116,6 +116,15 @@ def test_other_integers_and_devices():
     assert trie.allowed(SIDS[:, :2]).dtype == torch.bool
 
 
+def test_a_trie_that_moves_stays_where_it_is_for_others():
+    trie = SidTrie(SIDS, [4, 2, 3])
+    moved = trie.to("meta")
+    assert moved.num_bytes == trie.num_bytes
+    assert moved.allowed(torch.zeros(5, 0, dtype=torch.long, device="meta")).device.type == "meta"
+    assert trie.to("meta") is moved
+    assert trie.contains(SIDS).all()
+
+
 def test_order_and_duplicates_do_not_matter():
     again = SidTrie(SIDS[[2, 0, 2]], (4, 2, 3))
     for depth in range(3):

@@ -1,5 +1,6 @@
 """One tidy table of every number: a row a measurement, each with its source and the run it came from."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -54,13 +55,21 @@ def to_numbers(table: pd.DataFrame, columns: list[str], where: str) -> pd.DataFr
     """
     table = table.copy()
     for column in columns:
-        numbers = pd.to_numeric(table[column], errors="coerce").astype("float64")
+        numbers = table[column].map(_number).astype("float64")
         wrong = np.flatnonzero(~np.isfinite(numbers))
         if len(wrong):
             found = table[column].iloc[wrong[0]]
             raise InputError(f"{where}, line {wrong[0] + 2}: {column} is {found!r}, not a finite number.")
         table[column] = numbers
     return table
+
+
+def _number(value: object) -> float:
+    """Exactly what is written, which pandas promises of no reader of its own; NaN for what is no number."""
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return math.nan
 
 
 def validate_results(table: pd.DataFrame, where: str = "results") -> pd.DataFrame:

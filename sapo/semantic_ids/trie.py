@@ -1,5 +1,6 @@
 """The catalogue as a tree of codes, in flat arrays: which codes may follow each prefix of a batch."""
 
+import copy
 import math
 from collections.abc import Sequence
 from typing import NamedTuple, Self
@@ -60,6 +61,7 @@ class SidTrie:
         self._widest: list[int] = []  # most children of a node
         self._finder: list[Tensor] = []  # a bitmap, or the sorted prefixes
         self._is_dense: list[bool] = []
+        self._copies: dict[torch.device, Self] = {}  # on other devices
         numbers = _distinct(_numbers(sids, sizes).sort().values)
         for depth in reversed(range(len(sizes))):
             size, parents = sizes[depth], numbers // sizes[depth]
@@ -139,11 +141,17 @@ class SidTrie:
         return sum(_bytes(array) for array in (*self._first, *self._codes, *self._finder))
 
     def to(self, device: torch.device | str) -> Self:
-        """Move the arrays; returns the trie itself."""
-        self._first, self._codes, self._finder = (
-            [array.to(device) for array in arrays] for arrays in (self._first, self._codes, self._finder)
-        )
-        return self
+        """The same trie with its arrays there, made once; this one stays where it is, for those who share it."""
+        device = torch.device(device)
+        if device == self._first[0].device:
+            return self
+        if device not in self._copies:
+            moved = copy.copy(self)
+            moved._copies = {}
+            for name in ("_first", "_codes", "_finder"):
+                setattr(moved, name, [array.to(device) for array in getattr(self, name)])
+            self._copies[device] = moved
+        return self._copies[device]
 
     def _unknown(self, depth: int) -> int:
         """The node of prefixes that no item has."""

@@ -288,7 +288,7 @@ class SAPOTrainer(GRPOTrainer):
                 optimizers=optimizers,
                 rollout_func=rollout_func or _own_rollouts,
             )
-        self.trie.to(self.accelerator.device)
+        self.trie = trie.to(self.accelerator.device)
         if args.share_prompts:
             for part in (self.model, self.ref_model):
                 if part is not None:
