@@ -133,13 +133,14 @@ def fit_baseline(job: Job, name: str, number: int, seed: int) -> None:
     folder = baseline_folder(job, name, number, seed)
     folder.start()
     began, world = time.monotonic(), job.world
-    settings, model = BASELINES[name].chosen(number), build(job, name, number, seed)
+    settings, model = BASELINES[name].chosen(number), build(job, name, number, seed).to(_device())
     try:
         log = fit(model, world.split, settings.fit, seed, f"{folder.path.name} seed {seed}")
     except FloatingPointError as error:
         folder.give_up(error)
         return
-    save_model(model.cpu(), str(folder.path / "model.safetensors"))  # cuDNN keeps a GRU's weights in one tensor
+    # cuDNN keeps a GRU's weights in one tensor, which safetensors neither writes nor reads
+    save_model(model.cpu(), str(folder.path / "model.safetensors"))
     write_table(pd.DataFrame(log), folder.path / "log.csv")
     best = max(log, key=lambda row: row["ndcg@10"])
     metrics = {"valid/ndcg@10": best["ndcg@10"], "parameters": float(sum(p.numel() for p in model.parameters()))}
@@ -151,8 +152,7 @@ def fit_baseline(job: Job, name: str, number: int, seed: int) -> None:
 def rank_test_rows(job: Job, name: str, number: int, seed: int) -> None:
     """Rank the catalogue for all test rows."""
     folder, rows = baseline_folder(job, name, number, seed), job.world.split.test
-    model = build(job, name, number, seed)
-    load_model(model, str(folder.path / "model.safetensors"))
+    model = _fitted(job, name, number, seed)
     _write_test(folder, model.rank(rows.history, min(max(KS), model.num_items), rows.user), rows)
 
 
@@ -182,11 +182,10 @@ def fuse(job: Job, names: Sequence[str], seed: int, chosen: dict[str, int]) -> N
             counted = REFERENCES[part].fit(world.split.sequences, world.catalog.num_items)
             lists[part] = counted.rank(valid.history, width), counted.rank(test.history, width)
             continue
-        folder = baseline_folder(job, part, chosen[part], seed)
-        model = build(job, part, chosen[part], seed)
-        load_model(model, str(folder.path / "model.safetensors"))
+        model = _fitted(job, part, chosen[part], seed)
         lists[part] = model.rank(valid.history, width, valid.user), model.rank(test.history, width, test.user)
-        costs[part] = folder.table("metrics.csv").set_index("metric")["value"].to_dict()
+        table = baseline_folder(job, part, chosen[part], seed).table("metrics.csv")
+        costs[part] = table.set_index("metric")["value"].to_dict()
     for name in names:
         folder = fusion_folder(job, name, seed, chosen)
         folder.start()
@@ -214,8 +213,18 @@ def build(job: Job, name: str, number: int, seed: int) -> Recommender:
             given = (load_file(path / "sids.safetensors")["sids"],)
         elif settings.model in OF_SIDS:
             given = (world.catalog.sids,)
-        model = MODELS[settings.model](*given, **settings.options)
-    return model.cuda() if torch.cuda.is_available() else model
+        return MODELS[settings.model](*given, **settings.options)
+
+
+def _fitted(job: Job, name: str, number: int, seed: int) -> Recommender:
+    """A model with the weights of its fit."""
+    model = build(job, name, number, seed)
+    load_model(model, str(baseline_folder(job, name, number, seed).path / "model.safetensors"))
+    return model.to(_device())
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def run_baselines(

@@ -764,7 +764,7 @@ def _check_dataset(name: str, dataset: Dataset, trie: SidTrie) -> None:
     for row, target in enumerate(targets):
         if not isinstance(target, list) or len(target) != levels:
             raise InputError(f"{name}, row {row}: target_sid is {target!r}; the catalogue has K = {levels} levels.")
-    known = trie.contains(torch.tensor(targets))
+    known = trie.to("cpu").contains(torch.tensor(targets))
     if not known.all():
         row = int((~known).int().argmax())
         raise InputError(f"{name}, row {row}: target_sid {targets[row]} is no SID of the catalogue.")
