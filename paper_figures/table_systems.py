@@ -12,6 +12,7 @@ from sapo.analysis.ranks import RANKS, Ranks
 from sapo.analysis.results import merge_results, read_results
 from sapo.analysis.tables import NOTES, results_table
 from sapo.errors import InputError
+from sapo.runs import read_recorded_runs, read_runs
 
 NAME = "table_systems"
 METRICS = ["recall@5", "ndcg@5", "recall@10", "ndcg@10"]
@@ -32,7 +33,14 @@ def systems(results: pd.DataFrame) -> pd.DataFrame:
     return rows[~pd.MultiIndex.from_frame(rows[[*PLACE, "method"]]).isin(pd.MultiIndex.from_frame(part))]
 
 
-def with_costs(table: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
+def on_gpu(folder: Path) -> pd.Series:
+    """Whether the runs of each data set, split and method used a GPU; of those of a record, or under a run's folder."""
+    runs = read_recorded_runs(folder) if (folder / "runs.csv").is_file() else read_runs(folder)
+    gpu = ~runs["hardware"].fillna("CPU").str.contains("CPU")
+    return gpu.groupby([runs[name] for name in (*PLACE, "method")]).any()
+
+
+def with_costs(table: pd.DataFrame, rows: pd.DataFrame, gpu: pd.Series) -> pd.DataFrame:
     """Millions of parameters and minutes of one fit, means over seeds, beside what a table of results has; the best
     NDCG@10 first, measured rows before published ones."""
     costs = rows[rows["metric"].isin(["parameters", "seconds"])]
@@ -40,6 +48,7 @@ def with_costs(table: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
         "value", [*PLACE, "method"], "metric", aggfunc="mean"
     )
     mean = mean.reindex(columns=["parameters", "seconds"])
+    gpu = gpu.rename(method_label, level="method")
     joined = table.join(mean, on=[*PLACE, "method"])
     joined.loc[joined["source"] != "measured", ["parameters", "seconds"]] = np.nan
     shown = lambda values, digits: values.map(lambda value: "" if np.isnan(value) else f"{value:.{digits}f}")  # noqa: E731
@@ -48,6 +57,8 @@ def with_costs(table: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
     joined = joined.drop(columns=["last", "score"]).reset_index(drop=True)
     joined["million parameters"] = shown(joined.pop("parameters") / 1e6, 2)
     joined["minutes"] = shown(joined.pop("seconds") / 60, 1)
+    marked = pd.MultiIndex.from_frame(joined[[*PLACE, "method"]]).isin(gpu.index[gpu]) & (joined["minutes"] != "")
+    joined.loc[marked, "minutes"] += " (GPU)"
     return joined.drop(columns=["preset", "updates", "learning_rate"])
 
 
@@ -85,14 +96,14 @@ def main(out: Path, results: Path | None = None) -> list[Artefact]:
     places = rows[PLACE].drop_duplicates()
     published = read_results(PUBLISHED).merge(places, on=PLACE)
     alike = rows.assign(preset="")  # methods of one data set compete, whatever preset they come from
-    table = with_costs(results_table(merge_results(published, alike), METRICS), rows)
+    table = with_costs(results_table(merge_results(published, alike), METRICS), rows, on_gpu(path.parent))
     counts = rows[rows["metric"] == "ndcg@10"].groupby(PLACE)["n"].max()
     tested = "; ".join(f"{d} ({s.replace('_', ' ')}): n = {n:,}" for (d, s), n in counts.items())
     caption = (
         f"Whole catalogue ranked, nothing of the history removed, one target a row; test rows: {tested}. A hit is the "
         "item itself, or, of policies that generate SIDs, its SID, which a few items share. Settings were chosen on "
-        "validation rows of the first seed. Minutes are those of one fit by one core, others beside it, with all "
-        "stages before it and the parts of a fusion. A row is made again by `sapo baselines NAME --data FOLDER`, or "
+        "validation rows of the first seed. Minutes are those of one fit by one core or, where it says so, by a GPU, "
+        "others beside it, with all stages before it and the parts of a fusion. A row is made again by `sapo baselines NAME --data FOLDER`, or "
         "`sapo run --systems NAME --data FOLDER`. Published models of office and industrial were trained on other rows "
         f"than ours. {NOTES}"
     )

@@ -529,6 +529,11 @@ def test_systems_compete_on_the_same_rows(out):
     measured = table.table[table.table["source"] == "measured"].set_index("method")
     assert list(measured.index) == ["SASRec", "Item kNN", "Popularity"]
     assert measured.loc["SASRec", ["million parameters", "minutes"]].tolist() == ["2.00", "1.5"]
+    machines = {"SASRec": "NVIDIA H100 80GB HBM3", "item_knn": "x86_64 CPU, 2 cores"}
+    runs = [world | {"method": method, "hardware": machine} for method, machine in machines.items()]
+    pd.DataFrame(runs).to_csv(out / "runs.csv")  # as in a record
+    again = script.main(out)[0].table.set_index("method")["minutes"]
+    assert again[["SASRec", "Item kNN"]].tolist() == ["1.5 (GPU)", ""]
     assert (table.table["source"] == "published").any()
     assert "office (published test): n = 4" in table.caption
     recall = gains.table[gains.table["metric"] == "Recall@10"]
