@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 from safetensors.torch import load_model, save_model
 
-from sapo.analysis.evaluation import evaluate_policy, evaluate_ranking
+from sapo.analysis.evaluation import evaluate_policy, evaluate_ranking, places
 from sapo.baselines.cooccurrence import CoOccurrence
 from sapo.baselines.fitting import fit
 from sapo.baselines.knn import ItemKNN
@@ -215,7 +215,7 @@ def run_test(job: Job, folder: RunFolder) -> None:
         model = _recommender(job, folder.seed, system)
         load_model(model, str(folder.path / "model.safetensors"))
         rows = world.split.test.sample(limit)
-        ranked = model.rank(rows.history, min(max(KS), model.num_items), rows.user)
+        ranked = model.rank(rows.history, min(places(rows, KS), model.reach), rows.user)
         metrics, users = evaluate_ranking(ranked, rows, KS)
     else:
         policy = Policy.load(folder.policy, world.catalog)
@@ -235,8 +235,8 @@ def run_references(job: Job) -> None:
     sids, target = world.catalog.sids, torch.tensor(rows.target)
     tables, ranks = [], []
     for name, method in REFERENCES.items():
-        places = min(max(KS), world.catalog.num_items)
-        ranked = method.fit(world.split.sequences, world.catalog.num_items).rank(rows.history, places)
+        width = min(places(rows, KS), world.catalog.num_items)
+        ranked = method.fit(world.split.sequences, world.catalog.num_items).rank(rows.history, width)
         metrics, users = evaluate_ranking(ranked, rows, KS)
         metrics |= {
             f"match_level_{k + 1}": rate

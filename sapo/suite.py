@@ -17,7 +17,7 @@ from jaxtyping import Int
 from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor
 
-from sapo.analysis.evaluation import evaluate_ranking, ranking_metrics
+from sapo.analysis.evaluation import evaluate_ranking, places, ranking_metrics
 from sapo.analysis.ranks import add_ranks
 from sapo.analysis.results import add_results
 from sapo.baselines.caser import Caser
@@ -153,7 +153,7 @@ def rank_test_rows(job: Job, name: str, number: int, seed: int) -> None:
     """Rank the catalogue for all test rows."""
     folder, rows = baseline_folder(job, name, number, seed), job.world.split.test
     model = _fitted(job, name, number, seed)
-    _write_test(folder, model.rank(rows.history, min(max(KS), model.num_items), rows.user), rows)
+    _write_test(folder, model.rank(rows.history, min(places(rows, KS), model.reach), rows.user), rows)
 
 
 def _write_test(folder: RunFolder, ranked: Int[Tensor, "U R"], rows: Rows) -> None:
@@ -198,7 +198,8 @@ def fuse(job: Job, names: Sequence[str], seed: int, chosen: dict[str, int]) -> N
         used = [costs[part] for part, weight in fusion.weights.items() if weight and part in costs]
         for cost in ("parameters", "seconds"):
             metrics[cost] = sum(of_part[cost] for of_part in used)
-        _write_test(folder, fusion.rank({part: lists[part][1] for part in FUSIONS[name]}, min(max(KS), width)), test)
+        on_test = {part: lists[part][1] for part in FUSIONS[name]}
+        _write_test(folder, fusion.rank(on_test, min(places(test, KS), width)), test)
         folder.finish(time.monotonic() - began, 0, metrics, {"valid/ndcg@10": len(valid)})
 
 

@@ -11,12 +11,15 @@ from hypothesis import strategies as st
 
 from sapo.analysis.evaluation import (
     duplicate_share,
+    evaluate_ranking,
     match_rates,
+    places,
     rank_of_hit,
     ranking_metrics,
     sid_ranking_metrics,
     valid_share,
 )
+from sapo.data.interactions import Rows
 from sapo.errors import InputError
 
 CATALOGUE = torch.tensor([[0, 0], [0, 1], [0, 1], [1, 0], [0, 1], [2, 3]])  # (0, 1) names the items 1, 2 and 4
@@ -32,6 +35,21 @@ def test_hand_case():
     assert metrics["ndcg@3"].tolist() == pytest.approx([1, 0.5, 0, 0])  # third place: 1 / log2(3 + 1)
     mean = ranking_metrics(ranked, torch.tensor([7, 9, 3, 8]), ks=(3,))
     assert mean == {"recall@3": 0.5, "ndcg@3": pytest.approx(0.375)}
+
+
+def test_a_ranking_counts_with_and_without_the_items_of_a_history():
+    """Row 0: 7 was there before, so 3 moves up to place 1. Row 1: the target was there before. Row 2: 9 stays third of
+    the ranking, second of the first two new ones. Row 3 has nothing new but what is not the target."""
+    rows = Rows(history=[[7], [1, 9], [5], [4, 5]], target=[3, 9, 9, 8], user=list("abcd"))
+    ranked = torch.tensor([[7, 3, 9, 1], [9, 2, 1, 4], [7, 5, 9, 1], [4, 5, 6, -1]])
+    metrics, users = evaluate_ranking(ranked, rows, (1, 2))
+    assert users["rank"].tolist() == [2, 1, 0, 0]
+    assert (metrics["recall@1"], metrics["recall@2"]) == (0.25, 0.5)
+    assert (metrics["new/recall@1"], metrics["new/recall@2"]) == (0.25, 0.5)
+    assert metrics["new/ndcg@2"] == pytest.approx((1 + 1 / math.log2(3)) / 4)  # row 0 first, row 2 second
+    assert places(rows, (1, 2)) == 4
+    few, _ = evaluate_ranking(torch.tensor([[7], [9], [5], [4]]), rows, (1, 2))
+    assert few["new/recall@2"] == 0
 
 
 def test_second_place_of_a_repeated_label_adds_nothing():

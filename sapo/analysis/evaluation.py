@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from sapo.credit.rewards import step_match
 from sapo.data.interactions import Rows, Split
@@ -52,13 +53,30 @@ def evaluate_ranking(
 ) -> tuple[dict[str, float], pd.DataFrame]:
     """`ranking_metrics` of items ranked for rows; and a row a user: user, target, rank of the target (0: not found).
 
-    A catalogue may have fewer items than the largest k.
+    Half of the field removes the items of a history from its ranking, where they take places if nobody buys a thing
+    twice, and half does not; "new/recall@k", ... are what comes out with them removed.
+
+    Args:
+        ranked: as many places as `places` says, or all there are of a small catalogue, or of a search's beams.
     """
     target = torch.tensor(rows.target)
-    ranked = torch.nn.functional.pad(ranked, (0, max(0, max(ks) - ranked.shape[1])), value=-1)
+    new = [
+        [item for item in line if item not in held][: max(ks)]
+        for line, held in zip(ranked.tolist(), map(set, rows.history), strict=True)
+    ]
+    ranked, without = (
+        torch.nn.functional.pad(lines, (0, max(0, max(ks) - lines.shape[1])), value=-1)
+        for lines in (ranked[:, : max(ks)], pad_sequence([torch.tensor(line) for line in new], True, -1))
+    )
     rank = rank_of_hit(ranked == target[:, None])
     users = pd.DataFrame({"user": rows.user, "target": rows.target, "rank": rank.tolist()})
-    return ranking_metrics(ranked, target, ks), users
+    of_new = {f"new/{name}": value for name, value in ranking_metrics(without, target, ks).items()}
+    return ranking_metrics(ranked, target, ks) | of_new, users
+
+
+def places(rows: Rows, ks: tuple[int, ...]) -> int:
+    """How many items a ranking needs so that the largest k are left of it without those of the longest history."""
+    return max(ks) + max(len(set(history)) for history in rows.history)
 
 
 @overload

@@ -25,6 +25,9 @@ class Recommender(nn.Module, ABC):
     Args:
         num_items: N.
         max_history: of longer histories the last items are read.
+
+    Attributes:
+        reach: how many items it can rank without working harder.
     """
 
     ranked_together = 512  # histories of similar lengths
@@ -32,7 +35,7 @@ class Recommender(nn.Module, ABC):
 
     def __init__(self, num_items: int, max_history: int):
         super().__init__()
-        self.num_items, self.max_history = num_items, max_history
+        self.num_items, self.max_history, self.reach = num_items, max_history, num_items
 
     def lengths(self, split: Split) -> list[int]:
         """Length of every training example, 0 where there is nothing to learn; an example is a training row unless a

@@ -68,6 +68,7 @@ class Tiger(Recommender):
         if rivals not in ("all", "trie"):
             raise InputError(f"rivals is {rivals!r}; all or trie fits.")
         super().__init__(len(sids), max_history)
+        self.reach = min(beams, len(sids))
         self.user_tokens, self.beams, self.temperature, self.rivals = user_tokens, beams, temperature, rivals
         codes = extra_token(sids) if collision_rate(sids) else sids
         sizes = (codes.amax(0) + 1).tolist()
