@@ -80,9 +80,9 @@ VALID = 5000  # rows that validation reads at most
 ADAM = FitConfig(half=True, valid_rows=VALID)
 SASREC = replace(ADAM, beta2=0.98)
 ROWS = replace(ADAM, patience=5, batch_size=512)  # of models whose examples are rows, not sequences
-T5 = {"user_tokens": 0, "rivals": "trie"}  # of the paper's size; over all words it learns which SIDs there are for long
+# Over all words it learns which SIDs there are for long. On three data sets a dropout of 0.3 was worse than T5's 0.1.
+T5 = {"user_tokens": 0, "rivals": "trie"}
 CODES = replace(ADAM, patience=5, validate_every=2, batch_size=512, learning_rate=3e-4, valid_rows=2000)
-CODE_DROPOUTS = tuple({"dropout": rate} for rate in (0.1, 0.3))
 THOUGHTS = tuple({"dropout": rate, "temperature": heat} for rate in (0.5, 0.7) for heat in (1.0, 0.5))
 LETTER = TokenizerConfig("letter", collisions="share_out")
 BASELINES: dict[str, Baseline] = {
@@ -91,8 +91,8 @@ BASELINES: dict[str, Baseline] = {
     "GRU4Rec": Baseline("gru4rec", {"size": 64, "hidden": 128}, ADAM, DROPOUTS),
     "Caser": Baseline("caser", {"size": 64}, replace(ADAM, weight_decay=1e-6), CASERS),
     "HSTU": Baseline("hstu", {"size": 128, "heads": 2}, SASREC, DROPOUTS),
-    "TIGER": Baseline("tiger", T5, CODES, CODE_DROPOUTS),
-    "LETTER-TIGER": Baseline("tiger", T5 | {"temperature": 0.7}, CODES, CODE_DROPOUTS, tokenizer=LETTER),
+    "TIGER": Baseline("tiger", T5, CODES),
+    "LETTER-TIGER": Baseline("tiger", T5 | {"temperature": 0.7}, CODES, tokenizer=LETTER),
     "ReaRec ERL": Baseline("rearec", {"size": 128}, ROWS, THOUGHTS),
     "ReaRec PRL": Baseline("rearec", {"size": 128, "way": "prl"}, ROWS, THOUGHTS),
 }
@@ -257,7 +257,12 @@ def run_baselines(
         tokenizers = dict.fromkeys(t for name in names if (t := BASELINES[name].tokenizer) is not None)
         seeded = [replace(tokenizer, seed=seed) for tokenizer in tokenizers for seed in range(seeds)]
         sids = [Task(make_sids, (job, t), sids_folder(job, t).finished) for t in seeded]
-        grid = [_fit_task(job, name, at, 0, sids) for name in names for at in range(len(BASELINES[name].grid))]
+        grid = [  # and all seeds of what leaves nothing to choose
+            _fit_task(job, name, at, seed, sids)
+            for name in names
+            for at in range(len(BASELINES[name].grid))
+            for seed in range(seeds if len(BASELINES[name].grid) == 1 else 1)
+        ]
         crew.work([references, *sids, *grid])
         chosen = {name: choose(job, name) for name in names}
         fits = [_fit_task(job, name, chosen[name], seed) for seed in range(seeds) for name in names]
