@@ -103,8 +103,9 @@ FUSIONS: dict[str, tuple[str, ...]] = {
     "Fusion": (*COUNTING, *FITTED),
     "Fusion of counting": COUNTING,
     "Fusion of fitted": FITTED,
+    "Fusion with TIGER": (*COUNTING, *FITTED, "TIGER"),
 }
-FUSED = 200  # items of every recommender
+FUSED = 200  # items of every recommender, as far as it reaches
 
 
 def sids_folder(job: Job, tokenizer: TokenizerConfig) -> RunFolder:
@@ -183,7 +184,8 @@ def fuse(job: Job, names: Sequence[str], seed: int, chosen: dict[str, int]) -> N
             lists[part] = counted.rank(valid.history, width), counted.rank(test.history, width)
             continue
         model = _fitted(job, part, chosen[part], seed)
-        lists[part] = model.rank(valid.history, width, valid.user), model.rank(test.history, width, test.user)
+        reach = min(width, model.reach)
+        lists[part] = model.rank(valid.history, reach, valid.user), model.rank(test.history, reach, test.user)
         table = baseline_folder(job, part, chosen[part], seed).table("metrics.csv")
         costs[part] = table.set_index("metric")["value"].to_dict()
     for name in names:
