@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # the same names once more, for editors and type checkers
     from sapo.data.synthetic import SyntheticCatalogue as SyntheticCatalogue
     from sapo.data.synthetic import SyntheticConfig as SyntheticConfig
     from sapo.errors import InputError as InputError
+    from sapo.policy.answer import ask as ask
     from sapo.policy.beam_search import constrained_beam_search as constrained_beam_search
     from sapo.policy.layout import ReasoningLayout as ReasoningLayout
     from sapo.policy.policy import Policy as Policy
@@ -68,6 +69,7 @@ _HOME = {
     "constrained_beam_search": "sapo.policy.beam_search",
     "Policy": "sapo.policy.policy",
     "recommend": "sapo.policy.policy",
+    "ask": "sapo.policy.answer",
     "SAPOConfig": "sapo.training.trainer",
     "SAPOTrainer": "sapo.training.trainer",
     "ranking_metrics": "sapo.analysis.evaluation",

@@ -153,6 +153,53 @@ class Evaluate:
 
 
 @dataclass(frozen=True)
+class Recommend:
+    """Ask a trained policy what comes next after a history: its thinking and its ranked items."""
+
+    model: Path
+    """Folder of a policy, for instance OUT/runs/.../seed0/sapo-lr0.0001-.../policy."""
+    history: tuple[str, ...] = ()
+    """Items, oldest first, each by title, product id or number. Where left out, every line of standard input is a
+    JSON list of them, and is answered before the next is read."""
+    data: Path | None = None
+    """Folder of TSV files the policy was trained on; the synthetic catalogue where left out."""
+    sids: str = "sids"
+    """Which semantic IDs of the folder."""
+    k: int = 10
+    """How many items."""
+    new: bool = False
+    """Leave out the items of the history."""
+    json: bool = False
+    """A line of JSON an answer, instead of text."""
+
+    def __call__(self) -> None:
+        import json
+
+        from transformers.utils.logging import disable_progress_bar
+
+        from sapo.data.catalog import Catalog
+        from sapo.data.synthetic import SyntheticCatalogue
+        from sapo.policy.answer import ask
+        from sapo.policy.policy import Policy
+        from sapo.recipes import QUICK
+
+        disable_progress_bar()
+        catalog = (
+            SyntheticCatalogue(QUICK.synthetic).catalog if self.data is None else Catalog.load(self.data, self.sids)
+        )
+        policy = Policy.load(self.model, catalog)
+        for number, request in enumerate([self.history] if self.history else sys.stdin, start=1):
+            try:
+                (answer,) = ask(policy, [_history(request)], self.k, self.new)
+            except InputError as error:
+                if self.history:
+                    raise
+                print(json.dumps({"error": str(error), "line": number}) if self.json else f"line {number}: {error}")
+                continue
+            print(json.dumps(answer.as_dict()) if self.json else answer, flush=True)
+
+
+@dataclass(frozen=True)
 class Figures:
     """Draw all figures and tables from the results under OUT, and an index page. Nothing is trained."""
 
@@ -451,6 +498,7 @@ Command = (
     Annotated[Run, tyro.conf.subcommand("run")]
     | Annotated[Baselines, tyro.conf.subcommand("baselines")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    | Annotated[Recommend, tyro.conf.subcommand("recommend")]
     | Annotated[Figures, tyro.conf.subcommand("figures")]
     | Annotated[Publish, tyro.conf.subcommand("publish")]
     | Annotated[Claims, tyro.conf.subcommand("claims")]
@@ -462,6 +510,23 @@ Command = (
 def _rounded(table: "pd.DataFrame", digits: int) -> "pd.DataFrame":
     """Significant digits of all numbers; the last ones of a float depend on how many threads summed it."""
     return table.map(lambda value: float(f"{value:.{digits}g}") if isinstance(value, float) else value)
+
+
+def _history(request: "tuple[str, ...] | str") -> list[int | str]:
+    """Of the command line, or of a line of JSON."""
+    import json
+
+    if isinstance(request, tuple):
+        return list(request)
+    try:
+        history = json.loads(request)
+    except ValueError as error:
+        raise InputError(f"not JSON: {error}") from None
+    if not isinstance(history, list) or not all(type(item) in (int, str) for item in history):
+        raise InputError(
+            f'a history is a JSON list of titles, product ids or numbers, as ["Scotch tape", 12]; got {request.strip()}'
+        )
+    return history
 
 
 def _at_least_one(name: str, value: int | None) -> None:

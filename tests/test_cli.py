@@ -54,7 +54,9 @@ def tiny(monkeypatch):
     return run
 
 
-@pytest.mark.parametrize("command", ["run", "baselines", "evaluate", "figures", "publish", "claims", "lab", "data"])
+@pytest.mark.parametrize(
+    "command", ["run", "baselines", "evaluate", "recommend", "figures", "publish", "claims", "lab", "data"]
+)
 def test_help_says_what_a_command_does(command):
     answer = call(command, "--help")
     assert answer.returncode == 0
