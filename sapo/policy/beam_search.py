@@ -53,7 +53,6 @@ def constrained_beam_search(
         InputError: num_return outside 1..num_beams, or tokens that are not those of the trie's levels.
         FloatingPointError: logits that are not a number.
     """
-    trie = trie.to(input_ids.device)
     if step_fn is not None:
         return _search(_StepReader(step_fn, input_ids), trie, sid_token_ids, num_beams, num_return, normalize)
     assert model is not None
@@ -88,6 +87,7 @@ def _search(
         raise InputError(f"num_return is {num_return}; it must lie between 1 and num_beams ({num_beams}).")
     trie.check_levels([len(ids) for ids in sid_token_ids])
     logits = reader.first()
+    trie = trie.to(logits.device)
     device, batch, levels = logits.device, len(logits), len(sid_token_ids)
     sids = torch.zeros(batch, 1, 0, dtype=torch.long, device=device)
     tokens = torch.zeros(batch, 1, 0, dtype=torch.long, device=device)
