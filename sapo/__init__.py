@@ -11,6 +11,7 @@ if TYPE_CHECKING:  # the same names once more, for editors and type checkers
     from sapo.analysis.evaluation import ranking_metrics as ranking_metrics
     from sapo.analysis.statistics import paired_bootstrap as paired_bootstrap
     from sapo.analysis.statistics import seed_interval as seed_interval
+    from sapo.answer import ask as ask
     from sapo.credit.advantages import step_advantages as step_advantages
     from sapo.credit.advantages import suffix_sum as suffix_sum
     from sapo.credit.advantages import to_tokens as to_tokens
@@ -30,7 +31,6 @@ if TYPE_CHECKING:  # the same names once more, for editors and type checkers
     from sapo.data.synthetic import SyntheticCatalogue as SyntheticCatalogue
     from sapo.data.synthetic import SyntheticConfig as SyntheticConfig
     from sapo.errors import InputError as InputError
-    from sapo.policy.answer import ask as ask
     from sapo.policy.beam_search import constrained_beam_search as constrained_beam_search
     from sapo.policy.layout import ReasoningLayout as ReasoningLayout
     from sapo.policy.policy import Policy as Policy
@@ -69,7 +69,7 @@ _HOME = {
     "constrained_beam_search": "sapo.policy.beam_search",
     "Policy": "sapo.policy.policy",
     "recommend": "sapo.policy.policy",
-    "ask": "sapo.policy.answer",
+    "ask": "sapo.answer",
     "SAPOConfig": "sapo.training.trainer",
     "SAPOTrainer": "sapo.training.trainer",
     "ranking_metrics": "sapo.analysis.evaluation",

@@ -159,8 +159,8 @@ class Recommend:
     model: Path
     """Folder of a policy, for instance OUT/runs/.../seed0/sapo-lr0.0001-.../policy."""
     history: tuple[str, ...] = ()
-    """Items, oldest first, each by title, product id or number. Where left out, every line of standard input is a
-    JSON list of them, and is answered before the next is read."""
+    """Items, oldest first, each by title, product id or number (#12 where a product id is spelt like it). Where left
+    out, every line of standard input is a JSON list of them, and is answered before the next is read."""
     data: Path | None = None
     """Folder of TSV files the policy was trained on; the synthetic catalogue where left out."""
     sids: str = "sids"
@@ -174,12 +174,13 @@ class Recommend:
 
     def __call__(self) -> None:
         import json
+        import os
 
         from transformers.utils.logging import disable_progress_bar
 
+        from sapo.answer import Answer, answer_lines, ask
         from sapo.data.catalog import Catalog
         from sapo.data.synthetic import SyntheticCatalogue
-        from sapo.policy.answer import ask
         from sapo.policy.policy import Policy
         from sapo.recipes import QUICK
 
@@ -188,15 +189,29 @@ class Recommend:
             SyntheticCatalogue(QUICK.synthetic).catalog if self.data is None else Catalog.load(self.data, self.sids)
         )
         policy = Policy.load(self.model, catalog)
-        for number, request in enumerate([self.history] if self.history else sys.stdin, start=1):
-            try:
-                (answer,) = ask(policy, [_history(request)], self.k, self.new)
-            except InputError as error:
-                if self.history:
-                    raise
-                print(json.dumps({"error": str(error), "line": number}) if self.json else f"line {number}: {error}")
-                continue
-            print(json.dumps(answer.as_dict()) if self.json else answer, flush=True)
+        if self.history:
+            (answer,) = ask(policy, [self.history], self.k, self.new)
+            print(json.dumps(answer.as_dict()) if self.json else answer)
+            return
+        if sys.stdin.isatty():
+            print('sapo: a JSON list of items a line, as ["a title", 12]; Ctrl-D ends.', file=sys.stderr)
+        mistakes = 0
+        try:
+            for number, said in answer_lines(policy, sys.stdin.buffer, self.k, self.new):
+                if isinstance(said, Answer):
+                    print(json.dumps(said.as_dict()) if self.json else f"{said}\n", flush=True)
+                    continue
+                mistakes += 1
+                if self.json:
+                    print(json.dumps({"line": number, "error": str(said)}), flush=True)
+                else:
+                    print(f"sapo: line {number}: {said}", file=sys.stderr, flush=True)
+        except KeyboardInterrupt:
+            sys.exit(130)
+        except BrokenPipeError:  # who read the answers is gone; what is left to flush has nowhere to go
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(141)
+        sys.exit(1 if mistakes else 0)
 
 
 @dataclass(frozen=True)
@@ -510,23 +525,6 @@ Command = (
 def _rounded(table: "pd.DataFrame", digits: int) -> "pd.DataFrame":
     """Significant digits of all numbers; the last ones of a float depend on how many threads summed it."""
     return table.map(lambda value: float(f"{value:.{digits}g}") if isinstance(value, float) else value)
-
-
-def _history(request: "tuple[str, ...] | str") -> list[int | str]:
-    """Of the command line, or of a line of JSON."""
-    import json
-
-    if isinstance(request, tuple):
-        return list(request)
-    try:
-        history = json.loads(request)
-    except ValueError as error:
-        raise InputError(f"not JSON: {error}") from None
-    if not isinstance(history, list) or not all(type(item) in (int, str) for item in history):
-        raise InputError(
-            f'a history is a JSON list of titles, product ids or numbers, as ["Scotch tape", 12]; got {request.strip()}'
-        )
-    return history
 
 
 def _at_least_one(name: str, value: int | None) -> None:

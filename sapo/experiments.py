@@ -97,13 +97,13 @@ def choose_learning_rate(job: Job, method: str) -> float:
 
 
 def result_runs(job: Job, chosen: dict[str, float]) -> list[RunFolder]:
-    """The runs that results are read from: stage 2 and its control, every objective at its chosen rate, every system.
+    """The runs that results are read from: stage 2 and its control, every objective at its chosen rate, every system
+    and the supervised stage that it goes on from.
 
     A seed that diverged at that rate has no result, and fewer seeds are reported.
     """
     recipe = job.recipe
-    supervised = [name for name in recipe.systems if SYSTEMS[name].kind == "supervised"]
-    reported = [*CONTROLS, *(SYSTEMS[name].start for name in supervised)]
+    reported = dict.fromkeys([*CONTROLS, *map(stage_of, recipe.systems)])
     stages = [supervised_folder(job, seed, name) for seed in recipe.seeds for name in reported]
     stages += [system_folder(job, seed, name) for seed in recipe.seeds for name in _without_stage3(recipe)]
     return stages + [

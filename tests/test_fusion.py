@@ -13,7 +13,7 @@ def test_fused_ranks_by_hand():
     lists = {"a": torch.tensor([[0, 1, 2]]), "b": torch.tensor([[1, 2, 3]])}
     fusion = Fusion(5, offset=1, weights={"a": 2.0, "b": 1.0})
     assert fusion.rank(lists, 4).tolist() == [[1, 0, 2, 3]]  # 1.167, 1, 0.833, 0.25
-    assert Fusion(5, 1, {"a": 1.0, "b": 0.0}).rank(lists, 3).tolist() == [[0, 1, 2]]
+    assert Fusion(5, 1, {"a": 1.0, "b": 0.0}).rank(lists, 5).tolist() == [[0, 1, 2, -1, -1]]  # nobody named 3 and 4
 
 
 def lists_for(target, skill, seed, items=40, length=20):

@@ -189,6 +189,64 @@ def test_a_setting_that_diverges_loses_and_does_not_end_the_others(finished, tmp
         suite.run_baselines(str(tmp_path), str(folder), ["GRU4Rec"], seeds=1, workers=1)
 
 
+def test_a_later_seed_that_diverges_has_no_rows_and_no_fusion(finished, tmp_path, monkeypatch):
+    """And all else comes out, at the first call and at the next, which fits nothing."""
+    folder, _, _ = finished
+    monkeypatch.setattr(suite, "BASELINES", FEW)
+    monkeypatch.setattr(suite, "FUSIONS", {"Fusion": tuple(FEW)})
+    fit = suite.fit
+
+    def breaks(model, split, config, seed, title):
+        if seed == 1 and title.startswith("SASRec"):
+            raise FloatingPointError("the loss is nan")
+        return fit(model, split, config, seed, title)
+
+    monkeypatch.setattr(suite, "fit", breaks)
+    for _ in range(2):
+        results = suite.run_baselines(str(tmp_path), str(folder), [*FEW, "Fusion"], seeds=2, workers=1)
+        seeds = results[results["metric"] == "recall@10"].groupby("method")["seed"].apply(list)
+        assert (seeds["GRU4Rec"], seeds["SASRec softmax"], seeds["Fusion"]) == ([0, 1], [0], [0])
+        monkeypatch.setattr(suite, "fit", None)  # whoever fits now fails
+
+
+def test_all_seeds_begin_at_once_where_nothing_is_to_be_chosen(finished, tmp_path, monkeypatch):
+    folder, _, _ = finished
+    monkeypatch.setattr(suite, "BASELINES", FEW)
+    begun = []
+    work = suite.Crew.work
+    fits = lambda tasks: [task.arguments[1:] for task in tasks if task.function is suite.fit_baseline]  # noqa: E731
+    monkeypatch.setattr(suite.Crew, "work", lambda crew, tasks: begun.append(fits(tasks)) or work(crew, tasks))
+    suite.run_baselines(str(tmp_path), str(folder), [*FEW], seeds=2, workers=1)
+    assert begun[0] == [*(("GRU4Rec", number, 0) for number in range(3)), *(("SASRec softmax", 0, s) for s in (0, 1))]
+
+
+def test_nobody_is_asked_for_more_than_it_reaches(finished, tmp_path, monkeypatch):
+    """Of a model that reaches 12 items the test and a fusion ask for no more; of others for what new items need."""
+    folder, _, _ = finished
+
+    class Short(suite.SASRec):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            self.reach = 12
+
+        def best(self, histories, users, k):
+            assert k <= 12
+            return super().best(histories, users, k)
+
+    monkeypatch.setattr(suite, "BASELINES", FEW)
+    monkeypatch.setattr(suite, "FUSIONS", {"Fusion": tuple(FEW)})
+    monkeypatch.setitem(suite.MODELS, "sasrec", Short)
+    results = suite.run_baselines(str(tmp_path), str(folder), [*FEW, "Fusion"], seeds=1, workers=1)
+    rows = results.pivot_table(index="metric", columns="method", values="value")
+    assert (rows.loc["new/recall@5", ["SASRec softmax", "GRU4Rec", "Fusion"]] > 0).all()
+    job = suite.Job(suite.replace(suite.QUICK, preset="baseline"), str(tmp_path), str(folder))
+    test = job.world.split.test
+    ranked = CoOccurrence().fit(job.world.split.sequences, 16).rank(test.history, 16).tolist()
+    new = [[item for item in line if item not in held][:5] for line, held in zip(ranked, test.history, strict=True)]
+    hits = [target in line for line, target in zip(new, test.target, strict=True)]
+    assert rows.loc["new/recall@5", "cooccurrence"] == pytest.approx(sum(hits) / len(hits))
+
+
 def test_worker_processes_give_the_numbers_of_one(finished, tmp_path):
     """With the settings of the package: a worker knows no others."""
     folder, _, _ = finished

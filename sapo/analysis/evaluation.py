@@ -53,8 +53,8 @@ def evaluate_ranking(
 ) -> tuple[dict[str, float], pd.DataFrame]:
     """`ranking_metrics` of items ranked for rows; and a row a user: user, target, rank of the target (0: not found).
 
-    Half of the field removes the items of a history from its ranking, where they take places if nobody buys a thing
-    twice, and half does not; "new/recall@k", ... are what comes out with them removed.
+    Some papers remove the items of the history from the ranking, others do not; where nobody buys a thing twice they
+    only take up places. "new/recall@k", ... are what comes out with them removed.
 
     Args:
         ranked: as many places as `places` says, or all there are of a small catalogue, or of a search's beams.
@@ -66,7 +66,10 @@ def evaluate_ranking(
     ]
     ranked, without = (
         torch.nn.functional.pad(lines, (0, max(0, max(ks) - lines.shape[1])), value=-1)
-        for lines in (ranked[:, : max(ks)], pad_sequence([torch.tensor(line) for line in new], True, -1))
+        for lines in (
+            ranked[:, : max(ks)],
+            pad_sequence([torch.tensor(line, dtype=torch.long) for line in new], True, -1),
+        )
     )
     rank = rank_of_hit(ranked == target[:, None])
     users = pd.DataFrame({"user": rows.user, "target": rows.target, "rank": rank.tolist()})
@@ -75,8 +78,8 @@ def evaluate_ranking(
 
 
 def places(rows: Rows, ks: tuple[int, ...]) -> int:
-    """How many items a ranking needs so that the largest k are left of it without those of the longest history."""
-    return max(ks) + max(len(set(history)) for history in rows.history)
+    """How long a ranking must be so that max(ks) items remain once the longest history is taken out."""
+    return max(ks) + max((len(set(history)) for history in rows.history), default=0)
 
 
 @overload

@@ -65,9 +65,9 @@ def to_numbers(table: pd.DataFrame, columns: list[str], where: str) -> pd.DataFr
 
 
 def _number(value: object) -> float:
-    """Exactly what is written, which pandas promises of no reader of its own; NaN for what is no number."""
+    """The float that is written, to the last digit, which pandas' parsers do not promise; NaN for what is no number."""
     try:
-        return float(value)  # type: ignore[arg-type]
+        return math.nan if "_" in str(value) else float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):
         return math.nan
 

@@ -27,7 +27,7 @@ class Recommender(nn.Module, ABC):
         max_history: of longer histories the last items are read.
 
     Attributes:
-        reach: how many items it can rank without working harder.
+        reach: how many items `rank` gives without a wider search.
     """
 
     ranked_together = 512  # histories of similar lengths

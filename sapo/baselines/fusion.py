@@ -71,8 +71,9 @@ class Fusion:
         return self
 
     def rank(self, lists: Mapping[str, Int[Tensor, "U R"]], k: int) -> Int[Tensor, "U k"]:
-        """The k best items for every row."""
-        return self._sum(lists, self.weights, self.offset).topk(k).indices
+        """The k best items for every row; -1 where no recommender with a weight names so many."""
+        best = self._sum(lists, self.weights, self.offset).topk(k)
+        return best.indices.masked_fill(best.values <= 0, -1)
 
     def _sum(
         self, lists: Mapping[str, Int[Tensor, "U R"]], weights: Mapping[str, float], offset: int

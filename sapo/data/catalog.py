@@ -7,7 +7,6 @@ a SID.
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from typing import Self
@@ -106,24 +105,6 @@ class Catalog:
         """Items with exactly this SID, in order; none for a SID outside the catalogue."""
         return list(self._items.get(tuple(int(code) for code in sid), []))
 
-    def find(self, name: int | str) -> int:
-        """The item of a number, a product id, or a title, whose case and outer spaces do not count.
-
-        Raises:
-            InputError: no such item, or several of this title; the message names what comes close.
-        """
-        if isinstance(name, str) and (items := self._named.get(name.strip().casefold())):
-            if len(items) > 1:
-                raise InputError(f"{len(items)} items are called {name!r}: ask by number, one of {items[:5]}.")
-            return items[0]
-        if isinstance(name, int) or name.strip().isdecimal():
-            if 0 <= int(name) < self.num_items:
-                return int(name)
-            raise InputError(f"there is no item {name}; the items of {self.name!r} are 0..{self.num_items - 1}.")
-        near = get_close_matches(name.strip().casefold(), self._named, n=3)
-        close = ", ".join(repr(text) for text in near) or "nothing"
-        raise InputError(f"no item of {self.name!r} is called {name!r}; {close} comes close.")
-
     @classmethod
     def load(cls, folder: str | Path, sids: str = "sids") -> Self:
         """Read `items.tsv.gz` and `<sids>.tsv.gz` (or the same without .gz); the name is the folder's.
@@ -171,15 +152,6 @@ class Catalog:
         for column, attribute in TEXTS.items():
             facts[f"items with {column}"] = sum(map(bool, getattr(self, attribute)))
         return pd.DataFrame({"value": pd.Series(facts, dtype=object)})  # object: counts stay integers
-
-    @cached_property
-    def _named(self) -> dict[str, list[int]]:
-        """Items by title and by product id, without case; a product id beats a title that is spelt like it."""
-        named: dict[str, list[int]] = defaultdict(list)
-        for item, title in enumerate(self.titles):
-            if title.strip():
-                named[title.strip().casefold()].append(item)
-        return {**named, **{asin.casefold(): [item] for item, asin in enumerate(self.asins) if asin}}
 
     @cached_property
     def _items(self) -> dict[tuple[int, ...], list[int]]:

@@ -80,6 +80,7 @@ def _of_codes(
     trie: SidTrie, token_ids: Int[Tensor, "V"], logits: Float[Tensor, "M V"], sids: Int[Tensor, "M K"], level: int
 ) -> Float[Tensor, "M"]:
     """Log-probability of each row's code at a level among those that may stand there."""
+    trie = trie.to(sids.device)
     codes = trie.children(trie.find(sids[:, :level]), level).codes
     tokens = token_ids.to(logits.device)
     options = logits.gather(1, tokens[codes.clamp(min=0)]).float().masked_fill(codes < 0, float("-inf"))

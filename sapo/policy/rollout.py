@@ -332,6 +332,7 @@ def completion_logps(
     which = torch.zeros_like(completion_ids)
     codes: list[tuple[Tensor, Tensor]] = []
     if sid_logps == "trie":
+        trie = trie.to(completion_ids.device)
         reading, sids = layout.read(completion_ids), layout.parse(completion_ids).sids
         which[reading.in_block & ~reading.is_open & in_block[completion_ids]] = 1
         if min_block_tokens:
@@ -439,7 +440,7 @@ def forced_tokens(completion_ids: Int[Tensor, "B T"], layout: ReasoningLayout, t
     A closing delimiter at a budget looks like a chosen one; only the decoder knows.
     """
     reading, sids = layout.read(completion_ids), layout.parse(completion_ids).sids
-    forced = reading.is_open.clone()
+    forced, trie = reading.is_open.clone(), trie.to(completion_ids.device)
     for level in range(layout.num_steps):
         only_child = trie.allowed(sids[:, :level]).sum(1) == 1
         forced |= reading.is_sid & (reading.sid_index == level) & (sids[:, level, None] >= 0) & only_child[:, None]
