@@ -34,14 +34,26 @@ def systems(results: pd.DataFrame) -> pd.DataFrame:
     return rows[~pd.MultiIndex.from_frame(rows[[*PLACE, "method"]]).isin(pd.MultiIndex.from_frame(part))]
 
 
-def on_gpu(folder: Path) -> pd.Series:
-    """Whether the runs of each data set, split and method used a GPU; of those of a record, or under a run's folder."""
+def on_gpu(rows: pd.DataFrame, folder: Path) -> set[tuple[str, str, str]]:
+    """Data set, split and method of rows whose seconds, or those of a fusion's parts, are some of a GPU's; `folder`
+    holds a record, or runs."""
     runs = read_recorded_runs(folder) if (folder / "runs.csv").is_file() else read_runs(folder)
-    gpu = ~runs["hardware"].fillna("CPU").str.contains("CPU")
-    return gpu.groupby([runs[name] for name in (*PLACE, "method")]).any()
+    gpu = {Path(run).name for run in runs["run"][~runs["hardware"].fillna("CPU").str.contains("CPU")]}
+    timed = rows[rows["metric"] == "seconds"]
+    parts = rows[rows["metric"].str.startswith("weight/")]
+    fusions = set(zip(*(parts[name] for name in (*PLACE, "method")), strict=True))
+    own = timed[timed["run"].isin(gpu)][[*PLACE, "method"]].itertuples(index=False, name=None)
+    marked = {key for key in own if key not in fusions}
+    used = parts[parts["value"] > 0]
+    inherited = {
+        (dataset, split, method)
+        for dataset, split, method, metric in used[[*PLACE, "method", "metric"]].itertuples(index=False, name=None)
+        if (dataset, split, metric.removeprefix("weight/")) in marked
+    }
+    return marked | inherited
 
 
-def with_costs(table: pd.DataFrame, rows: pd.DataFrame, gpu: pd.Series) -> pd.DataFrame:
+def with_costs(table: pd.DataFrame, rows: pd.DataFrame, gpu: set[tuple[str, str, str]]) -> pd.DataFrame:
     """Millions of parameters and minutes of one fit, means over seeds, beside what a table of results has; the best
     NDCG@10 first, measured rows before published ones."""
     costs = rows[rows["metric"].isin(["parameters", "seconds"])]
@@ -49,7 +61,7 @@ def with_costs(table: pd.DataFrame, rows: pd.DataFrame, gpu: pd.Series) -> pd.Da
         "value", [*PLACE, "method"], "metric", aggfunc="mean"
     )
     mean = mean.reindex(columns=["parameters", "seconds"])
-    gpu = gpu.rename(method_label, level="method")
+    labelled = {(dataset, split, method_label(method)) for dataset, split, method in gpu}
     joined = table.join(mean, on=[*PLACE, "method"])
     joined.loc[joined["source"] != "measured", ["parameters", "seconds"]] = np.nan
     shown = lambda values, digits: values.map(lambda value: "" if np.isnan(value) else f"{value:.{digits}f}")  # noqa: E731
@@ -58,7 +70,8 @@ def with_costs(table: pd.DataFrame, rows: pd.DataFrame, gpu: pd.Series) -> pd.Da
     joined = joined.drop(columns=["last", "score"]).reset_index(drop=True)
     joined["million parameters"] = shown(joined.pop("parameters") / 1e6, 2)
     joined["minutes"] = shown(joined.pop("seconds") / 60, 1)
-    marked = pd.MultiIndex.from_frame(joined[[*PLACE, "method"]]).isin(gpu.index[gpu]) & (joined["minutes"] != "")
+    keys = joined[[*PLACE, "method"]].itertuples(index=False, name=None)
+    marked = [key in labelled and minutes != "" for key, minutes in zip(keys, joined["minutes"], strict=True)]
     joined.loc[marked, "minutes"] += " (GPU)"
     return joined.drop(columns=["preset", "updates", "learning_rate"])
 
@@ -97,7 +110,9 @@ def main(out: Path, results: Path | None = None) -> list[Artefact]:
     places = rows[PLACE].drop_duplicates()
     published = read_results(PUBLISHED).merge(places, on=PLACE)
     alike = rows.assign(preset="")  # methods of one data set compete, whatever preset they come from
-    table = with_costs(results_table(merge_results(published, alike), [*METRICS, *NEW]), rows, on_gpu(path.parent))
+    table = with_costs(
+        results_table(merge_results(published, alike), [*METRICS, *NEW]), rows, on_gpu(rows, path.parent)
+    )
     counts = rows[rows["metric"] == "ndcg@10"].groupby(PLACE)["n"].max()
     tested = "; ".join(f"{d} ({s.replace('_', ' ')}): n = {n:,}" for (d, s), n in counts.items())
     caption = (

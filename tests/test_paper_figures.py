@@ -529,11 +529,19 @@ def test_systems_compete_on_the_same_rows(out):
     measured = table.table[table.table["source"] == "measured"].set_index("method")
     assert list(measured.index) == ["SASRec", "Item kNN", "Popularity"]
     assert measured.loc["SASRec", ["million parameters", "minutes"]].tolist() == ["2.00", "1.5"]
-    machines = {"SASRec": "NVIDIA H100 80GB HBM3", "item_knn": "x86_64 CPU, 2 cores"}
-    runs = [world | {"method": method, "hardware": machine} for method, machine in machines.items()]
-    pd.DataFrame(runs).to_csv(out / "runs.csv")  # as in a record
+    # a record says where runs were made; a fusion's minutes are those of its parts, of the ones that it listens to
+    for method, weights in {"Fusion": (1, 0), "Fusion of fitted": (0, 1)}.items():
+        values = {"ndcg@10": 0, "seconds": 60} | dict(zip(("weight/SASRec", "weight/HSTU"), weights, strict=True))
+        own = pd.DataFrame(
+            [{**world, "method": method, "seed": 0, "metric": m, "value": v, "n": 4} for m, v in values.items()]
+        )
+        add_results(own.assign(source="measured", run=method), out / "results.csv")
+    machines = {"r": "NVIDIA H100 80GB HBM3", "Fusion": "x86_64 CPU", "Fusion of fitted": "NVIDIA H100 80GB HBM3"}
+    recorded = [world | {"run": f"runs/seed0/{run}", "hardware": machine} for run, machine in machines.items()]
+    pd.DataFrame(recorded).to_csv(out / "runs.csv")
     again = script.main(out)[0].table.set_index("method")["minutes"]
-    assert again[["SASRec", "Item kNN"]].tolist() == ["1.5 (GPU)", ""]
+    labels = ["SASRec", "Item kNN", "Fusion", "Fusion without counting"]
+    assert again[labels].tolist() == ["1.5 (GPU)", "", "1.0 (GPU)", "1.0"]
     assert (table.table["source"] == "published").any()
     assert "office (published test): n = 4" in table.caption
     recall = gains.table[gains.table["metric"] == "Recall@10"]
