@@ -17,7 +17,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.patches import FancyBboxPatch, Rectangle
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from sapo.analysis.results import paired_gains, validate_results
 from sapo.analysis.statistics import Interval, seed_interval
@@ -461,6 +461,7 @@ def plot_gains(
     ax.axvline(0, color=method_color(against), linewidth=0.8, zorder=1)
     ax.set_yticks(range(len(methods)), [method_label(method) for method in methods])
     ax.set_ylim(len(methods) - 0.4, -0.6)
+    ax.xaxis.set_major_locator(MaxNLocator(5))  # small gains have long numbers
     ax.set_xlabel(f"{metric_label(metric)} over {method_label(against)}")
     return ax
 
