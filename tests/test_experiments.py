@@ -387,6 +387,10 @@ def test_publish_adds_to_the_record(finished, tmp_path):
     first = (tmp_path / "results.csv").read_bytes()
     publish(out, tmp_path)  # the same rows replace themselves
     assert (tmp_path / "results.csv").read_bytes() == first
+    recorded, whole = (set(read_results(folder / "results.csv")["metric"]) for folder in (tmp_path, out))
+    assert whole - recorded == {name for name in whole if name.startswith("valid/")} - {"valid/ndcg@10"}
+    assert "valid/ndcg@10" in recorded
+    assert "valid/recall@10" in whole
     assert len(pd.read_csv(tmp_path / "rollouts.csv.gz")) == len(pd.read_csv(out / "rollouts.csv.gz"))
     runs = pd.read_csv(tmp_path / "runs.csv")  # where each number's run is told of, and no other run
     assert {Path(run).name for run in runs["run"]} == set(read_results(out / "results.csv")["run"])
