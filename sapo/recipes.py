@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, replace
 
 from sapo.data.synthetic import SyntheticConfig
-from sapo.policy.backbone import BackboneConfig
+from sapo.policy.backbone import BackboneConfig, Pretrained
 from sapo.training.sft import SFTConfig
 
 
@@ -49,7 +49,7 @@ class Recipe:
     stage1: SFTConfig
     stage2: SFTConfig
     stage3: RLConfig = field(default_factory=RLConfig)
-    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    backbone: BackboneConfig | Pretrained = field(default_factory=BackboneConfig)
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     objectives: tuple[str, ...] = ("sapo", "grpo")

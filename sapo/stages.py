@@ -27,7 +27,7 @@ from sapo.baselines.rec_cot import RecCoT
 from sapo.baselines.rec_r1 import RecR1
 from sapo.data.interactions import Split
 from sapo.files import disk_errors
-from sapo.policy.backbone import build_backbone
+from sapo.policy.backbone import Pretrained, add_item_tokens, build_backbone, load_pretrained
 from sapo.policy.policy import Policy
 from sapo.policy.prompts import build_tokenizer, common_words, frequent_words
 from sapo.policy.rationales import RationaleTraces, read_rationales
@@ -35,6 +35,7 @@ from sapo.policy.rollout import grouped_rollouts
 from sapo.policy.traces import NodeDescriptors, OneBlock, Traces, leaks
 from sapo.runs import Job, RunFolder, write_table
 from sapo.systems import STAGES, SYSTEMS, objective_of, stage_of
+from sapo.training.adapters import item_rows, merged, rows_alone
 from sapo.training.progress import tidy_log
 from sapo.training.sft import train_supervised
 
@@ -64,12 +65,14 @@ def train_supervised_stage(job: Job, seed: int, name: str) -> None:
         config = replace(config, title_share=recipe.stage1.title_share)
     resume, began = folder.start(config.updates), time.monotonic()
     words, traces = words_and_traces(job)
-    thinking = stage.task == "thinking"
+    thinking, given = stage.task == "thinking", pretrained(job)
     if stage.parent is None:
-        tokenizer = build_tokenizer(world.catalog, words)
-        model = build_backbone(recipe.backbone, tokenizer, seed)
-        settings = (world.split.name, world.split.data_hash, recipe.block_budget, recipe.max_history)
-        policy = Policy(model, tokenizer, world.catalog, *settings, thinking=False)
+        policy = start_policy(job, words, seed)
+        if given is not None and given.row_updates and not resume:
+            first = replace(config, updates=given.row_updates, weight_decay=0.0)
+            with rows_alone(policy.model, item_rows(policy)):
+                train_supervised(policy, world.split, first, stage.task, folder.path / "rows", seed)
+            shutil.rmtree(folder.path / "rows")
     else:
         policy = Policy.load(supervised_folder(job, seed, stage.parent).policy, world.catalog)
         policy = replace(policy, thinking=thinking)
@@ -86,6 +89,7 @@ def train_supervised_stage(job: Job, seed: int, name: str) -> None:
         traces if thinking else None,
         resume,
         first=recipe.stage1.updates * recipe.stage1.batch_size if goes_on else 0,
+        lora_rank=None if given is None else given.lora_rank,
     )
     policy.save(folder.policy)
     write_table(tidy_log(history), folder.path / "log.csv")
@@ -123,6 +127,7 @@ def train_stage3(job: Job, seed: int, method: str, learning_rate: float) -> None
         per_device_train_batch_size=settings.prompts * settings.group_size,
         num_generations=settings.group_size,
         num_iterations=settings.num_iterations,
+        lora_rank=None if (given := pretrained(job)) is None else given.lora_rank,
         temperature=settings.temperature,
         learning_rate=learning_rate,
         weight_decay=settings.weight_decay,
@@ -146,7 +151,7 @@ def train_stage3(job: Job, seed: int, method: str, learning_rate: float) -> None
         with disk_errors(args.output_dir):
             trainer.train(resume_from_checkpoint=resume)
         start = Policy.load(before, world.catalog)
-        replace(start, model=trainer.accelerator.unwrap_model(trainer.model)).save(folder.policy)
+        replace(start, model=merged(trainer.accelerator.unwrap_model(trainer.model))).save(folder.policy)
         metrics, counts = _validate(job, Policy.load(folder.policy, world.catalog))  # the last update may break it too
     except FloatingPointError as error:
         folder.give_up(error)
@@ -257,6 +262,8 @@ def supervised_folder(job: Job, seed: int, name: str) -> RunFolder:
     recipe, stage = job.recipe, STAGES[name]
     names = ("backbone", "max_history", "words_per_block", "block_budget", "vocabulary", "stage1")
     config = {name: asdict(recipe)[name] for name in names} | {"seed": seed, "stage": asdict(stage)}
+    if (given := pretrained(job)) is not None:
+        config["weights"] = given.content
     if job.rationales is not None:
         config["rationales"] = hashlib.sha256(Path(job.rationales).read_bytes()).hexdigest()
     if stage.parent is not None:
@@ -295,9 +302,35 @@ def references_folder(job: Job) -> RunFolder:
     return RunFolder(job, "references", 0, "references", {"evaluation": asdict(job.recipe.evaluation)})
 
 
+def start_policy(job: Job, words: list[str], seed: int) -> Policy:
+    """What stage 1 starts from: a small model of random weights, or a pretrained one that knows the tokens of items."""
+    recipe, world = job.recipe, job.world
+    settings = (world.split.name, world.split.data_hash, recipe.block_budget, recipe.max_history)
+    if isinstance(recipe.backbone, Pretrained):
+        model, tokenizer = load_pretrained(recipe.backbone)
+        add_item_tokens(model, tokenizer, world.catalog)
+        model.to("cuda" if torch.cuda.is_available() else "cpu")
+        return Policy(model, tokenizer, world.catalog, *settings, thinking=False, chat=True)
+    tokenizer = build_tokenizer(world.catalog, words)
+    model = build_backbone(recipe.backbone, tokenizer, seed)
+    return Policy(model, tokenizer, world.catalog, *settings, thinking=False)
+
+
+def pretrained(job: Job) -> Pretrained | None:
+    """The pretrained model of a job; None where its policies are small ones."""
+    return job.recipe.backbone if isinstance(job.recipe.backbone, Pretrained) else None
+
+
 def words_and_traces(job: Job) -> tuple[list[str], Traces]:
-    """The words that a policy is to know, and what it is to think: words of the SID tree, or of a teacher."""
+    """The words that a small policy is to know, and what a policy is to think: words of the SID tree, or of a teacher.
+
+    A pretrained policy knows all words, and thinks in a teacher's sentences.
+    """
     recipe, catalog = job.recipe, job.world.catalog
+    if pretrained(job) is not None:
+        if job.rationales is None:
+            return [], NodeDescriptors(catalog, recipe.words_per_block)
+        return [], RationaleTraces(read_rationales(job.rationales, catalog), catalog.num_levels)
     words = frequent_words(catalog, recipe.vocabulary)
     if job.rationales is None:
         return words, NodeDescriptors(catalog, recipe.words_per_block, words)
@@ -309,7 +342,8 @@ def words_and_traces(job: Job) -> tuple[list[str], Traces]:
 def trace_leaks(job: Job, traces: Traces, most: int = 2000) -> dict[str, float]:
     """What the blocks that stage 2 learns give away of their targets' titles (`leaks`), of so many training rows."""
     rows = traces.rows(job.world.split.train).sample(most)
-    texts = [traces.of_row(history, target) for history, target in zip(rows.history, rows.target, strict=True)]
+    pairs = zip(rows.history, rows.target, strict=True)
+    texts = [" ".join(traces.of_row(history, target)) for history, target in pairs]
     found = leaks(texts, [job.world.catalog.titles[target] for target in rows.target])
     return {f"traces/{name}": value for name, value in found.items()}
 
@@ -318,8 +352,7 @@ def stage2_rollouts(job: Job, policy: Policy, seed: int) -> pd.DataFrame:
     """G rollouts of the stage-2 policy on validation prompts: which levels match. What advantages are computed from."""
     evaluation, settings = job.recipe.evaluation, job.recipe.stage3
     rows = job.world.split.valid.sample(evaluation.rollout_prompts)
-    device = policy.model.device
-    batch = policy.tokenizer(policy.prompts(rows.history), return_tensors="pt", padding=True).to(device)
+    device, batch = policy.model.device, policy.encode(policy.prompts(rows.history))
     rollouts = grouped_rollouts(
         policy.model,
         batch["input_ids"],

@@ -12,7 +12,7 @@ from sapo.data.interactions import Interactions
 from sapo.errors import InputError
 from sapo.policy.backbone import BackboneConfig, build_backbone
 from sapo.policy.policy import Policy, recommend, think
-from sapo.policy.prompts import build_tokenizer, history_text, sid_text, split_words
+from sapo.policy.prompts import CompactWording, build_tokenizer, sid_text, split_words
 
 TITLES = [
     "red garden hose",
@@ -40,7 +40,10 @@ def make_policy(seed=0, catalog=CATALOG):
 
 def test_prompts_are_the_last_items_oldest_first():
     # items 2, 3, 5 have the codes (0, 2), (1, 0), (1, 1)
-    assert history_text(CATALOG, [0, 2, 3, 5], max_history=3) == "<bos> <a_0> <b_2> <a_1> <b_0> <a_1> <b_1>"
+    assert (
+        CompactWording(CATALOG, max_history=3).ask([0, 2, 3, 5], thinking=True)
+        == "<bos> <a_0> <b_2> <a_1> <b_0> <a_1> <b_1>"
+    )
     assert sid_text(CATALOG, 2) == "<a_0> <b_2>"
     assert split_words("Garden rake, 40 cm (XL)") == ["garden", "rake", "cm", "xl"]
 

@@ -92,7 +92,9 @@ def test_blocks_hold_known_words():
     traces = RationaleTraces(
         {((0,), 2): "Tools are next. A steel drill, surely."}, 3, 2, ["tools", "steel", "drill", "next"]
     )
-    assert traces.of_row([0], 2) == "<think> tools next </think> <think> steel drill </think> <think> </think>"
+    assert traces.of_row([0], 2) == ["tools next", "steel drill", ""]
+    sentences = RationaleTraces({((0,), 2): "Tools are next. A steel drill, surely."}, 2)
+    assert sentences.of_row([0], 2) == ["Tools are next.", "A steel drill, surely."]
     rows = Rows(["u", "u", "v"], [[0], [0, 1], [0]], [2, 2, 1])
     assert traces.rows(rows) == Rows(["u"], [[0]], [2])
     with pytest.raises(InputError, match="none of 1 training rows has a rationale"):

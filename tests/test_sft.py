@@ -10,7 +10,8 @@ from sapo.errors import InputError
 from sapo.policy.prompts import split_words
 from sapo.policy.traces import NodeDescriptors
 from sapo.training import sft
-from sapo.training.sft import IGNORED, Examples, SFTConfig, collate, train_supervised
+from sapo.training.examples import IGNORED, Examples, collate
+from sapo.training.sft import SFTConfig, train_supervised
 
 SPLIT = INTERACTIONS.leave_one_out()  # training sequences [0, 1] and [5, 4, 3]
 TREE = NodeDescriptors(CATALOG, 2)
@@ -82,7 +83,8 @@ def test_stage_2_thinks_about_the_target():
         ids = torch.tensor([policy.tokenizer(answer)["input_ids"]])
         parsed = policy.layout.parse(ids)
         assert parsed.well_formed.all()
-        assert answer == f"{TREE.trace(parsed.sids[0].tolist())} {' '.join(answer.split()[-3:-1])} <eos>"
+        thoughts = policy.wording.blocks(TREE.trace(parsed.sids[0].tolist()))
+        assert answer == f"{thoughts} {' '.join(answer.split()[-3:-1])} <eos>"
 
 
 def test_long_sequences_are_cut_to_the_length_of_a_prompt():

@@ -58,9 +58,7 @@ class R2ec(ThinkingRecommender):
 
     def items(self, which: Sequence[int]) -> Float[Tensor, "M D"]:
         """Vectors of items, of length 1."""
-        batch = self.policy.tokenizer(
-            [self.texts[item] for item in which], return_tensors="pt", padding=True, padding_side="left"
-        ).to(self.model.device)
+        batch = self.policy.encode([self.texts[item] for item in which])
         return normalize(self.states(batch["input_ids"], batch["attention_mask"].bool())[:, -1], dim=-1)
 
     @torch.no_grad()

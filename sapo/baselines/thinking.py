@@ -58,7 +58,7 @@ class ThinkingRecommender(Recommender):
     def draw(self, histories: Sequence[Sequence[int]], group_size: int = 1, greedy: bool = True) -> Drawn:
         """Thoughts after histories; sampled ones come from torch's own generator."""
         policy = self.policy
-        batch = policy.tokenizer(policy.prompts(histories), return_tensors="pt", padding=True).to(self.model.device)
+        batch = policy.encode(policy.prompts(histories))
         decoder = Decoder(
             policy.layout, policy.tokenizer.pad_token_id, policy.block_budget, policy.min_block_tokens, greedy=greedy
         )

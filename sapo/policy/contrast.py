@@ -37,7 +37,7 @@ def contrast(policy: "Policy", found: Beams, prompts: Sequence[str], thoughts: S
         prompts, thoughts: texts of the histories and of what was thought after them.
     """
     nothing = policy.prompts([[]])[0]  # a prompt without a history
-    amateur = score_sids(policy, [f"{nothing} {thought}" for thought in thoughts], found.sids)
+    amateur = score_sids(policy, [f"{nothing}{policy.wording.glue}{thought}" for thought in thoughts], found.sids)
     baseline = score_sids(policy, prompts, found.sids)
     exists = found.scores > float("-inf")
     z = [standardised(scores, exists) for scores in (found.scores, amateur, baseline)]
@@ -60,7 +60,7 @@ def standardised(scores: Float[Tensor, "B R"], exists: Bool[Tensor, "B R"]) -> F
 def score_sids(policy: "Policy", texts: Sequence[str], sids: Int[Tensor, "B R K"]) -> Float[Tensor, "B R"]:
     """Log-probabilities of given SIDs after each of B texts, by the softmax over the codes that the trie allows; of
     candidates that do not exist (-1), anything."""
-    batch = policy.tokenizer(list(texts), return_tensors="pt", padding=True).to(policy.model.device)
+    batch = policy.encode(texts)
     cache = PromptCache(policy.model, batch["input_ids"], batch["attention_mask"])
     users, width, levels = sids.shape
     rows = sids.flatten(0, 1).clamp(min=0)

@@ -6,9 +6,10 @@
 The two parts of a step are not adjacent. Everything is read from token ids, never from text.
 
 Other recommenders think in one block before the SID, or not at all: then a block belongs to no step, and step k is SID
-token k alone.
+token k alone. A token may stand after each block, as a line break does in the paper's fork; it belongs to no step.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -36,6 +37,7 @@ class Reading(NamedTuple):
     is_sid: Bool[Tensor, "B T"]  # a SID token outside blocks
     sid_index: Int[Tensor, "B T"]  # SID tokens after the last block so far, minus 1
     nested: Bool[Tensor, "B"]
+    is_separator: Bool[Tensor, "B T"]  # the token that stands after a block, where the layout has one
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +51,7 @@ class ReasoningLayout:
         sid_token_ids: for each level a LongTensor, code -> token id. Levels share no token.
         sid_in_blocks: whether a block may mention SID tokens. Compact prompts forbid it, chat prompts allow it.
         num_blocks: how many blocks come before the SID; K where None.
+        separator_id: the token that the decoder writes after every block; none where None.
     """
 
     num_steps: int
@@ -57,22 +60,29 @@ class ReasoningLayout:
     sid_token_ids: list[Tensor]
     sid_in_blocks: bool = False
     num_blocks: int | None = None
+    separator_id: int | None = None
 
     def __post_init__(self) -> None:
         if self.blocks < 0:
             raise InputError(f"num_blocks is {self.num_blocks}; 0 or more fit.")
         if self.num_steps != len(self.sid_token_ids):
             raise InputError(f"num_steps is {self.num_steps}, but sid_token_ids has {len(self.sid_token_ids)} levels.")
-        ids = torch.cat([self.sid_ids, torch.tensor([self.think_start_id, self.think_end_id])])
+        own = [self.think_start_id, self.think_end_id, *([] if self.separator_id is None else [self.separator_id])]
+        ids = torch.cat([self.sid_ids, torch.tensor(own)])
         if len(ids.unique()) != len(ids):
             raise InputError(
-                "think_start_id, think_end_id and the SID tokens of all levels must be distinct token ids."
+                "think_start_id, think_end_id, separator_id and the SID tokens of all levels must be distinct ids."
             )
 
     @property
     def blocks(self) -> int:
         """How many blocks a completion has."""
         return self.num_steps if self.num_blocks is None else self.num_blocks
+
+    def longest(self, budgets: Sequence[int]) -> int:
+        """Tokens of the longest completion whose blocks have so many words each."""
+        around = 2 if self.separator_id is None else 3
+        return sum(budgets) + around * self.blocks + self.num_steps
 
     @property
     def sid_ids(self) -> Int[Tensor, "S"]:
@@ -125,6 +135,9 @@ class ReasoningLayout:
         is_sid = (self._levels_and_codes(completion_ids)[0] >= 0) & ~in_block
         before_a_block = block < block[:, -1:]
         after_last = is_sid & ~before_a_block
+        separator = torch.zeros_like(ends)
+        if self.separator_id is not None:
+            separator[:, 1:] = ends[:, :-1] & (completion_ids[:, 1:] == self.separator_id)
         return Reading(
             is_open=begins,
             is_close=ends,
@@ -133,6 +146,7 @@ class ReasoningLayout:
             is_sid=is_sid,
             sid_index=torch.where(before_a_block, -1, after_last.cumsum(1) - 1),
             nested=(opening & inside_before).any(1),
+            is_separator=separator,
         )
 
     def _levels_and_codes(self, token_ids: Int[Tensor, "B T"]) -> tuple[Int[Tensor, "B T"], Int[Tensor, "B T"]]:

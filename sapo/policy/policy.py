@@ -15,21 +15,22 @@ from sapo.data.interactions import Split
 from sapo.errors import InputError
 from sapo.files import disk_errors, write_folder_atomically
 from sapo.policy.beam_search import Beams, search_beams
+from sapo.policy.chat import ChatWording
 from sapo.policy.contrast import CANDIDATES, contrast
 from sapo.policy.layout import ReasoningLayout
-from sapo.policy.prompts import THINK_END, THINK_START, history_text, sid_token_ids
+from sapo.policy.prompts import THINK_END, THINK_START, CompactWording, Wording, sid_token_ids
 from sapo.policy.rollout import Decoder
 from sapo.policy.shared_prompt import PromptCache, share_prompts
 from sapo.progress import progress_bar
 from sapo.semantic_ids.trie import SidTrie
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+    from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerFast
 
 MANIFEST = "sapo.json"
 SETTINGS = (
     *("split", "data_hash", "block_budget", "max_history", "min_block_tokens"),
-    *("thinking", "num_blocks", "contrast"),
+    *("thinking", "num_blocks", "contrast", "chat"),
 )  # of a policy, in its manifest
 
 
@@ -39,12 +40,16 @@ class Policy:
 
     Args:
         split, data_hash: name and content hash of the training split; evaluating on another one raises.
-        block_budget: most words of each thinking block.
+        block_budget: most tokens of each thinking block.
         max_history: items of the history that a prompt shows, the most recent ones.
         thinking: whether it was trained to think before it names an item.
         num_blocks: how many blocks it thinks in; K where None.
         contrast: weight of contrastive inference (`sapo.policy.contrast`) when it is asked for items after thinking; 0
             searches as many candidates and leaves their order; None does not.
+        chat: whether it is asked in sentences (`sapo.policy.chat`), as pretrained models are.
+
+    Raises:
+        InputError: a tokenizer that does not keep what a policy of sentences writes as it is.
     """
 
     model: "PreTrainedModel"
@@ -58,20 +63,31 @@ class Policy:
     thinking: bool = True
     num_blocks: int | None = None
     contrast: float | None = None
+    chat: bool = False
 
     def __post_init__(self) -> None:
+        self.wording: Wording = (
+            ChatWording(self.catalog, self.max_history, self.tokenizer)
+            if self.chat
+            else CompactWording(self.catalog, self.max_history)
+        )
         self.layout = ReasoningLayout(
             self.catalog.num_levels,
             self.tokenizer.convert_tokens_to_ids(THINK_START),
             self.tokenizer.convert_tokens_to_ids(THINK_END),
             sid_token_ids(self.tokenizer, self.catalog.level_sizes),
+            self.wording.sid_in_blocks,
             num_blocks=self.num_blocks if self.thinking else 0,
+            separator_id=self.wording.separator_id,
         )
         self.trie = SidTrie(self.catalog.sids, self.catalog.level_sizes).to(self.model.device)
         share_prompts(self.model)
 
-    def prompts(self, histories: Sequence[Sequence[int]]) -> list[str]:
+    def prompts(self, histories: Sequence[Sequence[int]], thinking: bool | None = None) -> list[str]:
         """The text that asks for the next item after each history.
+
+        Args:
+            thinking: whether thoughts are asked for too; as the policy was trained where None.
 
         Raises:
             InputError: an item that the catalogue does not have.
@@ -80,7 +96,15 @@ class Policy:
         for row, history in enumerate(histories):
             if history and not 0 <= min(history) <= max(history) < items:
                 raise InputError(f"history {row} is {list(history)}; the items of this catalogue are 0..{items - 1}.")
-        return [history_text(self.catalog, history, self.max_history) for history in histories]
+        thinking = self.thinking if thinking is None else thinking
+        return [self.wording.ask(history, thinking) for history in histories]
+
+    def encode(self, texts: Sequence[str]) -> "BatchEncoding":
+        """Token ids on the model's device, padded on the left; nothing is added to the texts."""
+        batch = self.tokenizer(
+            list(texts), return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False
+        )
+        return batch.to(self.model.device)
 
     def check_split(self, split: Split) -> None:
         """Refuse a split that this policy was not trained for: its test targets may be among the training targets.
@@ -228,15 +252,13 @@ def think(
         raise InputError("this policy has not learnt to think: leave thinking out.")
     pad_id = policy.tokenizer.pad_token_id
     decoder = Decoder(policy.layout, pad_id, policy.block_budget, policy.min_block_tokens, greedy=True)
-    texts = policy.prompts(histories)
+    texts = policy.prompts(histories, thinking)
     order = sorted(range(len(texts)), key=lambda row: len(histories[row]))
     starts: Iterable[int] = range(0, len(order), batch_size)
     for start in progress_bar("recommend", starts) if progress else starts:
         policy.model.eval()
         rows = order[start : start + batch_size]
-        batch = policy.tokenizer([texts[row] for row in rows], return_tensors="pt", padding=True).to(
-            policy.model.device
-        )
+        batch = policy.encode([texts[row] for row in rows])
         cache, thoughts = PromptCache(policy.model, batch["input_ids"], batch["attention_mask"]), [""] * len(rows)
         if thinking:
             drafts = decoder.think(cache, 1, None)

@@ -1,17 +1,18 @@
-"""Compact prompts: an item is its K SID tokens, a history is its items, oldest first.
+"""How a policy is spoken to and answers. Compact: an item is its K SID tokens, a history is its items, oldest first.
 
     <bos> a_3 b_1 c_7  a_0 b_2 c_2                                   the prompt
     <think> words </think> ... <think> words </think> a_5 b_5 c_1    a completion that thinks
     a_5 b_5 c_1                                                      one that does not
 
-What the model does next is decided by the first token of the completion, so a prompt needs no instruction.
+What the model does next is decided by the first token of the completion, so a prompt needs no instruction. Pretrained
+models are asked in sentences instead (`sapo.policy.chat`).
 """
 
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from jaxtyping import Int
@@ -28,6 +29,56 @@ TITLE_OF, ITEM_OF = "<title>", "<item>"  # stage 1: SID <title> words, and <item
 TITLE_WORDS = 8
 
 _WORD = re.compile(r"[^\W\d_]{2,}")
+
+
+class Wording(Protocol):
+    """How a policy is spoken to."""
+
+    @property
+    def glue(self) -> str:
+        """What stands between a prompt and the completion, and between thoughts and SID."""
+
+    @property
+    def separator_id(self) -> int | None:
+        """The token after every block, if there is one."""
+
+    @property
+    def sid_in_blocks(self) -> bool:
+        """Whether a block may mention SIDs."""
+
+    def ask(self, history: Sequence[int], thinking: bool) -> str:
+        """The prompt for the next item after a history, and for thoughts before it."""
+
+    def blocks(self, texts: Sequence[str]) -> str:
+        """Thinking blocks."""
+
+    def name(self, item: int) -> str:
+        """The K SID tokens of an item."""
+
+
+class CompactWording:
+    """The prompts of small models.
+
+    Args:
+        max_history: items that a prompt shows, the last ones of a history.
+    """
+
+    glue, separator_id, sid_in_blocks = " ", None, False
+
+    def __init__(self, catalog: Catalog, max_history: int):
+        self.catalog, self.max_history = catalog, max_history
+
+    def ask(self, history: Sequence[int], thinking: bool) -> str:
+        """Items alone; the same with thoughts and without."""
+        return " ".join([BOS, *map(self.name, history[-self.max_history :])])
+
+    def blocks(self, texts: Sequence[str]) -> str:
+        """Words between delimiters."""
+        return " ".join(" ".join([THINK_START, *text.split(), THINK_END]) for text in texts)
+
+    def name(self, item: int) -> str:
+        """The K SID tokens of an item."""
+        return sid_text(self.catalog, item)
 
 
 def split_words(text: str) -> list[str]:
@@ -88,11 +139,6 @@ def common_words(texts: Iterable[str], limit: int) -> list[str]:
     return sorted(common, key=lambda word: (-counts[word], word))[:limit]
 
 
-def sid_text(catalog: Catalog, item: int) -> str:
+def sid_text(catalog: Catalog, item: int, glue: str = " ") -> str:
     """The K tokens of an item."""
-    return " ".join(sid_token(level, code) for level, code in enumerate(catalog.sids[item].tolist()))
-
-
-def history_text(catalog: Catalog, history: Sequence[int], max_history: int) -> str:
-    """The prompt for a history: its last `max_history` items, oldest first."""
-    return " ".join([BOS, *(sid_text(catalog, item) for item in history[-max_history:])])
+    return glue.join(sid_token(level, code) for level, code in enumerate(catalog.sids[item].tolist()))

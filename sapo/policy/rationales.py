@@ -24,7 +24,7 @@ from typing import Any
 from sapo.data.catalog import Catalog
 from sapo.data.interactions import Rows
 from sapo.errors import InputError
-from sapo.policy.prompts import THINK_END, THINK_START, split_words
+from sapo.policy.prompts import split_words
 from sapo.progress import progress_bar
 
 Key = tuple[tuple[int, ...], int]  # a history and its target
@@ -240,18 +240,24 @@ def local_teacher(model: str | Path, max_new_tokens: int = 300) -> Teacher:
 
 
 class RationaleTraces:
-    """Thinking blocks of rationales for a small policy: of each part, the words it knows.
+    """Thinking blocks of rationales: for a small policy, of each part the words it knows; whole sentences for others.
 
     Args:
         rationales: by history and target.
         num_steps: K.
         words_per_block: at most so many words of each part, the first ones.
-        vocabulary: the words that may be used.
+        vocabulary: the words that may be used; parts stay as they are where None.
     """
 
-    def __init__(self, rationales: Mapping[Key, str], num_steps: int, words_per_block: int, vocabulary: Sequence[str]):
+    def __init__(
+        self,
+        rationales: Mapping[Key, str],
+        num_steps: int,
+        words_per_block: int = 0,
+        vocabulary: Sequence[str] | None = None,
+    ):
         self.rationales, self.num_steps, self.words_per_block = rationales, num_steps, words_per_block
-        self._known = set(vocabulary)
+        self._known = None if vocabulary is None else set(vocabulary)
 
     def rows(self, train: Rows) -> Rows:
         """The rows that the teacher has explained.
@@ -268,13 +274,13 @@ class RationaleTraces:
             )
         return train.take(explained)
 
-    def of_row(self, history: Sequence[int], target: int) -> str:
+    def of_row(self, history: Sequence[int], target: int) -> list[str]:
         """The K blocks for a row; a row without a rationale raises a KeyError."""
-        blocks = []
-        for part in cut(self.rationales[tuple(history), target], self.num_steps):
-            words = [word for word in split_words(part) if word in self._known][: self.words_per_block]
-            blocks.append(" ".join([THINK_START, *words, THINK_END]))
-        return " ".join(blocks)
+        parts = cut(self.rationales[tuple(history), target], self.num_steps)
+        if self._known is None:
+            return parts
+        known = [[word for word in split_words(part) if word in self._known] for part in parts]
+        return [" ".join(words[: self.words_per_block]) for words in known]
 
 
 def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

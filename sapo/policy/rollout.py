@@ -6,6 +6,7 @@ samples, the policy that trains and the reference alike:
     opening delimiter      itself                                                forced
     inside a block         all but pad, EOS, the opening delimiter, SID tokens   sampled
     at a block's budget    the closing delimiter                                 forced
+    after a block          the layout's separator, if it has one                 forced
     SID token k            the codes that continue the prefix to an item         sampled, unless an only child
 
 A position whose set has one member is forced: it was no choice, so it is never trained on and its log-probability is 0.
@@ -140,7 +141,7 @@ class Decoder:
         closing = int((vocabulary == layout.think_end_id).nonzero())
         blocks = layout.blocks
         budgets = torch.tensor(block_budgets(self.block_budget, blocks, self.min_block_tokens), device=device)
-        shape = (len(cache.logits) * group_size, int(budgets.sum()) + 2 * blocks + layout.num_steps)
+        shape = (len(cache.logits) * group_size, layout.longest(budgets.tolist()))
         drafts = Drafts(
             torch.full(shape, self.pad_id, device=device),
             torch.zeros(shape, device=device),
@@ -161,6 +162,7 @@ class Decoder:
                 if not forced.any():
                     break
                 drafts.write(forced, torch.where(is_open, layout.think_end_id, layout.think_start_id)[forced])
+                self._separate(drafts, forced & is_open)
                 block, words, is_open = block + (forced & is_open), words.masked_fill(forced, 0), is_open ^ forced
             if not is_open.any():
                 drafts.logits = cache.read(drafts.ids, drafts.length)
@@ -173,6 +175,7 @@ class Decoder:
                 self._write(drafts, is_open, logits, options, vocabulary, len(vocabulary) - early.long())
             ]
             closes = is_open.masked_scatter(is_open, token == layout.think_end_id)
+            self._separate(drafts, closes)
             block, words, is_open = block + closes, words + is_open, is_open & ~closes
 
     def name(self, cache: PromptCache, drafts: Drafts, trie: SidTrie) -> Int[Tensor, "R K"]:
@@ -194,6 +197,10 @@ class Decoder:
             sids.append(code)
             logits = None
         return torch.stack(sids, 1)
+
+    def _separate(self, drafts: Drafts, closed: Bool[Tensor, "R"]) -> None:
+        if self.layout.separator_id is not None:
+            drafts.write(closed, torch.full_like(drafts.length[closed], self.layout.separator_id))
 
     def _scaled(self, logits: Float[Tensor, "M C"]) -> Float[Tensor, "M C"]:
         return logits.float() / self.temperature
@@ -353,7 +360,7 @@ def completion_logps(
             codes.append((number[row, place], torch.where(children < 0, -1, tokens)))
     values = _SetLogps.apply(logits, completion_ids[at], which[at], outside, codes, temperature)
     logps = values.new_zeros(at.shape).masked_scatter(at, values)
-    return logps if sid_logps == "full" else logps.masked_fill(reading.is_open, 0.0)
+    return logps if sid_logps == "full" else logps.masked_fill(reading.is_open | reading.is_separator, 0.0)
 
 
 class _SetLogps(torch.autograd.Function):
@@ -435,12 +442,12 @@ class _SetLogps(torch.autograd.Function):
 
 
 def forced_tokens(completion_ids: Int[Tensor, "B T"], layout: ReasoningLayout, trie: SidTrie) -> Bool[Tensor, "B T"]:
-    """Tokens that were no choice, as far as ids tell: opening delimiters, and SID tokens that are only children.
+    """Tokens that were no choice, as far as ids tell: opening delimiters, separators, SID tokens without a rival.
 
     A closing delimiter at a budget looks like a chosen one; only the decoder knows.
     """
     reading, sids = layout.read(completion_ids), layout.parse(completion_ids).sids
-    forced, trie = reading.is_open.clone(), trie.to(completion_ids.device)
+    forced, trie = reading.is_open | reading.is_separator, trie.to(completion_ids.device)
     for level in range(layout.num_steps):
         only_child = trie.allowed(sids[:, :level]).sum(1) == 1
         forced |= reading.is_sid & (reading.sid_index == level) & (sids[:, level, None] >= 0) & only_child[:, None]

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from sapo.data.catalog import Catalog
 from sapo.data.interactions import Rows
-from sapo.policy.prompts import THINK_END, THINK_START, split_words
+from sapo.policy.prompts import split_words
 
 # Words that say nothing of a product. Short on purpose: rarity among siblings does most of the work.
 STOPWORDS = frozenset(
@@ -66,8 +66,8 @@ class Traces(Protocol):
     def rows(self, train: Rows) -> Rows:
         """The rows that there is a trace of."""
 
-    def of_row(self, history: Sequence[int], target: int) -> str:
-        """The K blocks for one of them."""
+    def of_row(self, history: Sequence[int], target: int) -> list[str]:
+        """The texts of the blocks for one of them."""
 
 
 class NodeDescriptors:
@@ -108,17 +108,16 @@ class NodeDescriptors:
         """Words of the node at `prefix` (1 to K codes), most telling first."""
         return self._words[tuple(prefix)]
 
-    def trace(self, sid: Sequence[int]) -> str:
-        """The K blocks for a target."""
-        blocks = (self.words(sid[: depth + 1]) for depth in range(len(sid)))
-        return " ".join(" ".join([THINK_START, *words, THINK_END]) for words in blocks)
+    def trace(self, sid: Sequence[int]) -> list[str]:
+        """What the K blocks say of a target."""
+        return [" ".join(self.words(sid[: depth + 1])) for depth in range(len(sid))]
 
     def rows(self, train: Rows) -> Rows:
         """All: every target has a SID."""
         return train
 
-    def of_row(self, history: Sequence[int], target: int) -> str:
-        """The K blocks for a target, whatever the history."""
+    def of_row(self, history: Sequence[int], target: int) -> list[str]:
+        """The blocks for a target, whatever the history."""
         return self.trace(self._sids[target].tolist())
 
 
@@ -132,10 +131,9 @@ class OneBlock:
         """Those of the other traces."""
         return self.traces.rows(train)
 
-    def of_row(self, history: Sequence[int], target: int) -> str:
+    def of_row(self, history: Sequence[int], target: int) -> list[str]:
         """The block for a row."""
-        words = [word for word in self.traces.of_row(history, target).split() if word not in (THINK_START, THINK_END)]
-        return " ".join([THINK_START, *words, THINK_END])
+        return [" ".join(filter(None, self.traces.of_row(history, target)))]
 
 
 def leaks(texts: Sequence[str], titles: Sequence[str]) -> dict[str, float]:

@@ -48,6 +48,7 @@ from sapo.policy.rollout import (
 )
 from sapo.policy.shared_prompt import PackedGroups, PromptCache, share_prompts, sharing_prompts
 from sapo.semantic_ids.trie import SidTrie
+from sapo.training.adapters import lora_config
 from sapo.training.critic import Critic
 
 RESAMPLING_ROUNDS = 4  # of DAPO's dynamic sampling
@@ -84,6 +85,9 @@ class SAPOConfig(GRPOConfig):
     """Rate of the values that the objective "rlvr" learns; 10 times the policy's where None, since they start at 0."""
     sid_logps: Literal["trie", "full"] = "trie"
     """Log-probabilities of the tokens that the decoder allowed ("trie"), or of the full softmax ("full")."""
+    lora_rank: int | None = None
+    """Train low-rank adapters of this rank (peft); the reference is then the model without them. All weights where
+    None."""
     share_prompts: bool = True
     """Read each prompt once for the log-probabilities of its completions, of the policy and of the reference. The
     numbers are the same; False reads it with every completion, as TRL does."""
@@ -237,11 +241,11 @@ class SAPOTrainer(GRPOTrainer):
                 f"(generation_batch_size {args.generation_batch_size} / num_generations {args.num_generations})."
             )
         budgets = block_budgets(args.block_budget, layout.blocks, args.min_block_tokens)
-        derived = sum(budgets) + 2 * layout.blocks + layout.num_steps
+        derived = layout.longest(budgets)
         if args.max_completion_length not in (None, derived):
             raise InputError(
-                f"max_completion_length is {args.max_completion_length}; budgets {budgets}, {layout.blocks} pairs "
-                f"of delimiters and {layout.num_steps} SID tokens make {derived}. Leave it out."
+                f"max_completion_length is {args.max_completion_length}; budgets {budgets}, the delimiters of "
+                f"{layout.blocks} blocks and {layout.num_steps} SID tokens make {derived}. Leave it out."
             )
         args.max_completion_length = derived
         if isinstance(model, PreTrainedModel) and args.beta and not model.config._name_or_path:
@@ -287,6 +291,7 @@ class SAPOTrainer(GRPOTrainer):
                 callbacks=callbacks,
                 optimizers=optimizers,
                 rollout_func=rollout_func or _own_rollouts,
+                peft_config=None if args.lora_rank is None else lora_config(args.lora_rank),
             )
         self.trie = trie.to(self.accelerator.device)
         if args.share_prompts:
