@@ -26,6 +26,7 @@ from sapo.runs import Job, RunFolder, read_recorded_runs, read_runs, write_table
 from sapo.stages import (
     choose_contrast,
     fit_recommender,
+    pretrained,
     references_folder,
     run_references,
     run_test,
@@ -36,7 +37,7 @@ from sapo.stages import (
     train_supervised_stage,
     words_and_traces,
 )
-from sapo.systems import STAGES, SYSTEMS, stage_of
+from sapo.systems import COMPACT, STAGES, SYSTEMS, stage_of
 
 KEYS = {"dynamics.csv.gz": [*WORLD, "method"], "rollouts.csv.gz": WORLD}
 BOOKKEEPING = r"^completions/|/std$|^num_tokens$|^step_time$|/reward_mean$"  # stays in a run's log.csv
@@ -64,6 +65,8 @@ def run(job: Job, workers: int | None = None) -> pd.DataFrame:
         raise InputError(f"unknown objectives {sorted(unknown)}; known are {', '.join(OBJECTIVES)}.")
     if unknown := set(recipe.systems) - set(SYSTEMS):
         raise InputError(f"unknown systems {sorted(unknown)}; known are {', '.join(SYSTEMS)}.")
+    if pretrained(job) is not None and (compact := sorted({*recipe.systems} & {*COMPACT})):
+        raise InputError(f"{', '.join(compact)} are made for the prompts of small models: leave them out.")
     if not 1 <= recipe.ablation_seeds <= len(recipe.seeds):
         raise InputError(f"ablation_seeds is {recipe.ablation_seeds}; there are {len(recipe.seeds)} seeds.")
     first, rates = recipe.seeds[0], recipe.stage3.learning_rates

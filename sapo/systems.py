@@ -137,6 +137,10 @@ SYSTEMS: dict[str, System] = {
 }
 
 
+# They speak in the words of small models, or align these with SIDs by tasks that pretrained ones learn in stage 1.
+COMPACT = ("LC-Rec", "OneRec-Think", "LICD", "R2ec")
+
+
 def stage_of(method: str) -> str:
     """The supervised stage that stage 3 of an objective or a system goes on from."""
     return SYSTEMS[method].start if method in SYSTEMS else "stage2"

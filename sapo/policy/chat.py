@@ -51,7 +51,7 @@ class ChatWording:
         if self._ids(self.blocks(["", ""]) + self.name(0)) != self._expected():
             raise InputError(
                 f"the tokenizer {type(tokenizer).__name__} does not keep {self.name(0)!r} and blocks as they are "
-                f"written: it would put other tokens between them, which no decoder writes."
+                f"written, so no decoder could write them: teach it with add_item_tokens."
             )
 
     def ask(self, history: Sequence[int], thinking: bool) -> str:
