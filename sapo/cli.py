@@ -20,8 +20,9 @@ Split = Literal["auto", "leave_one_out", "published_test"]
 class Run:
     """Train all stages for all seeds, evaluate, and write results under OUT. Finished runs are skipped."""
 
-    preset: Literal["quick", "small"] = "quick"
-    """quick: minutes on a CPU for the synthetic catalogue, under an hour for real data. small: hours."""
+    preset: Literal["quick", "small", "paper"] = "quick"
+    """quick: minutes on a CPU for the synthetic catalogue, under an hour for real data. small: hours. paper: a
+    pretrained model with the settings of the paper's fork, on GPUs (`sapo plan` says what it takes)."""
     data: Path | None = None
     """Folder of TSV files; the synthetic catalogue where left out."""
     out: Path = Path("paper_figures/out")
@@ -32,6 +33,15 @@ class Run:
     """auto takes the published chronological pairs where the folder has them, else leave-one-out."""
     rationales: Path | None = None
     """Learn to think from this file of a teacher (`sapo data explain`) instead of from the words of the SID tree."""
+    backbone: str | None = None
+    """Pretrained model of the preset paper: a folder, or a name on the Hugging Face hub; Qwen/Qwen3-1.7B where left
+    out."""
+    lora: int | None = None
+    """Train adapters of this rank of the pretrained model; all weights where left out."""
+    row_updates: int | None = None
+    """Updates that train the rows of SID tokens alone, before all others, of the preset paper; none where left out."""
+    fraction: float = 1.0
+    """Share of the preset's updates, in all stages: less of it for a trial."""
     seeds: int | None = None
     """How many seeds; the preset's where left out."""
     objectives: tuple[str, ...] | None = None
@@ -51,13 +61,21 @@ class Run:
     def __call__(self) -> None:
         from dataclasses import replace
 
-        from sapo import recipes
+        from sapo import processes, recipes
         from sapo.experiments import run
+        from sapo.policy.backbone import PAPER_BACKBONE, Pretrained
         from sapo.runs import Job
 
         for name in ("seeds", "updates", "iterations", "workers"):
             _at_least_one(name, getattr(self, name))
-        recipe = recipes.preset(self.preset, on_data=self.data is not None)
+        for_pretrained = {"--backbone": self.backbone, "--lora": self.lora, "--row-updates": self.row_updates}
+        if self.preset == "paper":
+            start = Pretrained(self.backbone or PAPER_BACKBONE, None, self.row_updates or 0, self.lora)
+            recipe = recipes.paper(*_sizes(self.data, self.sids, self.split), start)
+        elif given := [name for name, value in for_pretrained.items() if value is not None]:
+            raise InputError(f"--preset {self.preset} trains small models; {given[0]} is of --preset paper.")
+        else:
+            recipe = recipes.preset(self.preset, on_data=self.data is not None)
         if self.seeds is not None:
             recipe = replace(
                 recipe, seeds=tuple(range(self.seeds)), ablation_seeds=min(self.seeds, recipe.ablation_seeds)
@@ -67,6 +85,8 @@ class Run:
         if self.ablations is not None:
             recipe = replace(recipe, ablations=self.ablations)
         recipe = replace(recipe, systems=self.systems)
+        if self.fraction != 1:
+            recipe = recipe.shortened(self.fraction)
         stage3, name = recipe.stage3, recipe.preset  # another name, so that its rows are not taken for the preset's
         if self.updates is not None:
             stage3, name = replace(stage3, updates=self.updates), f"{name}-{self.updates}updates"
@@ -77,6 +97,8 @@ class Run:
         recipe = replace(recipe, preset=name, stage3=stage3)
         data, rationales = (None if path is None else str(path) for path in (self.data, self.rationales))
         results = run(Job(recipe, str(self.out), data, self.sids, self.split, rationales), self.workers)
+        if not processes.is_first():
+            return
         shown = results[results["metric"].isin(["recall@10", "ndcg@10"])]
         print(shown.groupby(["method", "metric"])["value"].mean().unstack().sort_values("ndcg@10").round(4).to_string())
         print(self.out / "results.csv")
@@ -137,6 +159,7 @@ class Evaluate:
     """Let the policy think before it names an item; as it was trained where left out."""
 
     def __call__(self) -> None:
+        from sapo import processes
         from sapo.analysis.evaluation import evaluate_policy
         from sapo.policy.policy import Policy
         from sapo.recipes import QUICK
@@ -147,6 +170,8 @@ class Evaluate:
         world = load_world(Job(QUICK, "", data, self.sids, self.split))
         policy = Policy.load(self.model, world.catalog)
         metrics, users = evaluate_policy(policy, world.split, self.rows, self.limit, thinking=self.thinking)
+        if not processes.is_first():
+            return
         print(f"{world.name}, {world.split.name}, {len(users)} {self.rows} rows")
         for name, value in metrics.items():
             print(f"{name:24}{value:.4f}")
@@ -525,6 +550,15 @@ Command = (
 def _rounded(table: "pd.DataFrame", digits: int) -> "pd.DataFrame":
     """Significant digits of all numbers; the last ones of a float depend on how many threads summed it."""
     return table.map(lambda value: float(f"{value:.{digits}g}") if isinstance(value, float) else value)
+
+
+def _sizes(data: Path | None, sids: str, split: Split) -> tuple[int, int]:
+    """Training rows and items."""
+    from sapo.recipes import QUICK
+    from sapo.runs import Job, load_world
+
+    world = load_world(Job(QUICK, "", None if data is None else str(data), sids, split))
+    return len(world.split.train), world.catalog.num_items
 
 
 def _at_least_one(name: str, value: int | None) -> None:

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 import transformers
 
+from sapo import processes
+from sapo.errors import InputError
 from sapo.progress import keep_to_line
 
 
@@ -24,6 +26,8 @@ class Task:
     arguments: tuple[Any, ...]
     done: bool
     needs: tuple["Task", ...] = ()
+    together: bool = False
+    """Whether all processes of `accelerate launch` do it, sharing the work, or the first alone."""
 
 
 class Crew:
@@ -31,11 +35,17 @@ class Crew:
 
     Args:
         workers: processes side by side (small models gain nothing from more threads); by default the number of cores,
-            at most 4, and 1 where a GPU would be shared.
+            at most 4, and 1 where a GPU would be shared. Under `accelerate launch` its processes do one task at a time.
+
+    Raises:
+        InputError: workers under `accelerate launch`.
     """
 
     def __init__(self, workers: int | None = None):
-        self.workers = workers or (1 if torch.cuda.is_available() else min(4, os.cpu_count() or 1))
+        if workers not in (None, 1) and processes.count() > 1:
+            raise InputError(f"{workers} workers do tasks side by side; {processes.count()} processes share each task.")
+        alone = processes.count() > 1 or torch.cuda.is_available()
+        self.workers = workers or (1 if alone else min(4, os.cpu_count() or 1))
         self.pool: ProcessPoolExecutor | None = None
 
     def __enter__(self) -> "Crew":
@@ -51,8 +61,11 @@ class Crew:
         todo = [task for task in tasks if not task.done]
         if self.workers == 1:
             _quiet_and_single_threaded()
+            processes.wait()  # none looks at what is done while another still writes
             for task in todo:
-                task.function(*task.arguments)
+                if task.together or processes.is_first():
+                    task.function(*task.arguments)
+                processes.wait()
             return
         running: dict[Future, Task] = {}
         while todo or running:

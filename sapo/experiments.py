@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from sapo import processes
 from sapo.analysis.ranks import RANKS, ROWS, add_ranks, merge_ranks
 from sapo.analysis.results import WORLD, add_results, others, read_results
 from sapo.credit.objectives import OBJECTIVES
@@ -84,7 +85,7 @@ def run(job: Job, workers: int | None = None) -> pd.DataFrame:
         ]
         tests = [_test_task(job, folder, others) for folder in result_runs(job, chosen)]
         crew.work([*others, *tests])
-    return collect(job, chosen)
+    return processes.of_first(lambda: collect(job, chosen))
 
 
 def choose_learning_rate(job: Job, method: str) -> float:
@@ -179,7 +180,7 @@ def _supervised_tasks(job: Job, seed: int) -> list[Task]:
         needs = () if parent is None else add(parent)
         if name not in tasks:
             finished = supervised_folder(job, seed, name).finished
-            tasks[name] = Task(train_supervised_stage, (job, seed, name), finished, needs)
+            tasks[name] = Task(train_supervised_stage, (job, seed, name), finished, needs, together=True)
         return (tasks[name],)
 
     for name in (*CONTROLS, *map(stage_of, job.recipe.systems)):
@@ -189,12 +190,13 @@ def _supervised_tasks(job: Job, seed: int) -> list[Task]:
 
 def _stage3_task(job: Job, seed: int, method: str, rate: float, before: Sequence[Task] = ()) -> Task:
     done = stage3_folder(job, seed, method, rate).finished
-    return Task(train_stage3, (job, seed, method, rate), done, _start(before, seed, method))
+    return Task(train_stage3, (job, seed, method, rate), done, _start(before, seed, method), together=True)
 
 
 def _system_task(job: Job, seed: int, system: str, before: Sequence[Task]) -> Task:
-    make = choose_contrast if SYSTEMS[system].kind == "contrast" else fit_recommender
-    return Task(make, (job, seed, system), system_folder(job, seed, system).finished, _start(before, seed, system))
+    contrast = SYSTEMS[system].kind == "contrast"
+    make, done = choose_contrast if contrast else fit_recommender, system_folder(job, seed, system).finished
+    return Task(make, (job, seed, system), done, _start(before, seed, system), together=contrast)
 
 
 def _start(stages: Sequence[Task], seed: int, method: str) -> tuple[Task, ...]:
@@ -204,7 +206,7 @@ def _start(stages: Sequence[Task], seed: int, method: str) -> tuple[Task, ...]:
 def _test_task(job: Job, folder: RunFolder, before: Sequence[Task]) -> Task:
     method, seed = folder.row["method"], folder.row["seed"]
     needs = tuple(task for task in before if task.arguments[1:3] == (seed, method))
-    return Task(run_test, (job, folder), folder.diverged or (folder.path / "test.csv").is_file(), needs)
+    return Task(run_test, (job, folder), folder.diverged or (folder.path / "test.csv").is_file(), needs, together=True)
 
 
 def _without_stage3(recipe: Recipe) -> list[str]:

@@ -6,6 +6,8 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from sapo.processes import is_first
+
 _line = 0
 
 
@@ -16,6 +18,16 @@ def keep_to_line(number: int) -> None:
 
 
 def progress_bar(title: str, items: Iterable[Any] | None = None, total: int | None = None, start: int = 0) -> tqdm:
-    """A bar that vanishes when it is done. Into a file or a pipe it writes twice a minute."""
+    """A bar that vanishes when it is done. Into a file or a pipe it writes twice a minute; of several processes of one
+    command the first draws it."""
     interval = 0.1 if sys.stderr.isatty() else 30.0
-    return tqdm(items, desc=title, total=total, initial=start, leave=False, position=_line, mininterval=interval)
+    return tqdm(
+        items,
+        desc=title,
+        total=total,
+        initial=start,
+        leave=False,
+        position=_line,
+        mininterval=interval,
+        disable=not is_first(),
+    )

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field, replace
 
 from sapo.data.synthetic import SyntheticConfig
+from sapo.errors import InputError
 from sapo.policy.backbone import BackboneConfig, Pretrained
 from sapo.training.sft import SFTConfig
 
@@ -27,6 +28,12 @@ class RLConfig:
     """AdamW's decay."""
     log_every: int = 5
     """Updates between two points of the curves."""
+    beta: float | None = None
+    """Weight of the KL of objectives that have one; their own where None."""
+    micro_prompts: int | None = None
+    """Prompts whose completions a process trains on at a time; all of its share where None."""
+    rollout_prompts: int | None = None
+    """Prompts whose completions a process writes at a time; all of its share where None."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +76,22 @@ class Recipe:
     block_budget: int = 4
     """Most words of a thinking block."""
     vocabulary: int = 200
-    """Words that traces and titles may use, the catalogue's most frequent ones. Each costs a column of the softmax."""
+    """Words that traces and titles of small models may use, the catalogue's most frequent ones. Each costs a column of
+    the softmax."""
+
+    def shortened(self, fraction: float) -> "Recipe":
+        """The same with a share of the updates of every stage, under a name of its own.
+
+        Raises:
+            InputError: a share that is not between 0 and 1.
+        """
+        if not 0 < fraction <= 1:
+            raise InputError(f"fraction is {fraction}; above 0, at most 1.")
+        short = {
+            name: replace(getattr(self, name), updates=max(1, round(getattr(self, name).updates * fraction)))
+            for name in ("stage1", "stage2", "stage3")
+        }
+        return replace(self, preset=f"{self.preset}-{fraction:g}", **short)
 
 
 QUICK = Recipe(
@@ -104,8 +126,52 @@ SMALL = Recipe(
 )
 
 
+def paper(rows: int, items: int, backbone: Pretrained) -> Recipe:
+    """The settings of the paper's fork (zhengzaiyi/SIDReasoner), for so many training rows and items.
+
+    Epochs are turned into updates. Stage 1 reads five streams of rows and three of items. Its epochs are at most ten
+    and five there, with early stopping, and as many here. What the paper itself sets is not known.
+    """
+    streams, batch, prompts = 5 * rows + 3 * items, 1024, 256
+    return Recipe(
+        preset="paper",
+        stage1=SFTConfig(
+            updates=max(1, 10 * streams // batch),
+            batch_size=batch,
+            learning_rate=3e-4,
+            warmup=20,
+            micro_batch=16,
+            half=True,
+            checkpointing=True,
+        ),
+        stage2=SFTConfig(
+            updates=max(1, 5 * rows // batch),
+            batch_size=batch,
+            learning_rate=1e-5,
+            warmup=10,
+            micro_batch=16,
+            half=True,
+            checkpointing=True,
+        ),
+        stage3=RLConfig(
+            updates=max(1, 10 * rows // prompts),
+            prompts=prompts,
+            group_size=16,
+            learning_rates=(5e-7,),
+            beta=1e-3,
+            micro_prompts=1,
+            rollout_prompts=8,
+        ),
+        backbone=backbone,
+        evaluation=EvaluationConfig(valid_rows=1000),
+        ablations=(),
+        block_budget=336,  # three of them, delimiters, line breaks and a SID make 1,020 tokens of their 1,024
+        words_per_block=8,  # without a teacher
+    )
+
+
 def preset(name: str, on_data: bool) -> Recipe:
-    """The recipe of a preset, "quick" or "small", for the synthetic catalogue or for data from a folder."""
+    """The recipe of "quick" or "small", which train small models, for the synthetic catalogue or data from a folder."""
     if name == "quick":
         return QUICK_ON_DATA if on_data else QUICK
     return SMALL

@@ -17,6 +17,7 @@ import pandas as pd
 import torch
 from safetensors.torch import load_model, save_model
 
+from sapo import processes
 from sapo.analysis.evaluation import evaluate_policy, evaluate_ranking, places
 from sapo.baselines.cooccurrence import CoOccurrence
 from sapo.baselines.fitting import fit
@@ -25,6 +26,7 @@ from sapo.baselines.popularity import Popularity
 from sapo.baselines.r2ec import R2ec
 from sapo.baselines.rec_cot import RecCoT
 from sapo.baselines.rec_r1 import RecR1
+from sapo.credit.objectives import OBJECTIVES
 from sapo.data.interactions import Split
 from sapo.files import disk_errors
 from sapo.policy.backbone import Pretrained, add_item_tokens, build_backbone, load_pretrained
@@ -63,7 +65,7 @@ def train_supervised_stage(job: Job, seed: int, name: str) -> None:
     goes_on = stage.parent is not None and STAGES[stage.parent].task == stage.task
     if goes_on:  # with stage 1's share of titles too
         config = replace(config, title_share=recipe.stage1.title_share)
-    resume, began = folder.start(config.updates), time.monotonic()
+    resume, began = processes.of_first(lambda: folder.start(config.updates)), time.monotonic()
     words, traces = words_and_traces(job)
     thinking, given = stage.task == "thinking", pretrained(job)
     if stage.parent is None:
@@ -72,7 +74,7 @@ def train_supervised_stage(job: Job, seed: int, name: str) -> None:
             first = replace(config, updates=given.row_updates, weight_decay=0.0)
             with rows_alone(policy.model, item_rows(policy)):
                 train_supervised(policy, world.split, first, stage.task, folder.path / "rows", seed)
-            shutil.rmtree(folder.path / "rows")
+            shutil.rmtree(folder.path / "rows", ignore_errors=True)
     else:
         policy = Policy.load(supervised_folder(job, seed, stage.parent).policy, world.catalog)
         policy = replace(policy, thinking=thinking)
@@ -91,12 +93,14 @@ def train_supervised_stage(job: Job, seed: int, name: str) -> None:
         first=recipe.stage1.updates * recipe.stage1.batch_size if goes_on else 0,
         lora_rank=None if given is None else given.lora_rank,
     )
-    policy.save(folder.policy)
-    write_table(tidy_log(history), folder.path / "log.csv")
     metrics: dict[str, float] = {}
     counts: dict[str, int] = {}
     if stage.parent is not None:
         metrics, counts = _validate(job, policy)
+    if not processes.is_first():
+        return
+    policy.save(folder.policy)
+    write_table(tidy_log(history), folder.path / "log.csv")
     if name == "stage2":
         write_table(stage2_rollouts(job, policy, seed), folder.path / "rollouts.csv.gz")
     folder.write_card(metrics)
@@ -118,13 +122,17 @@ def train_stage3(job: Job, seed: int, method: str, learning_rate: float) -> None
     if folder.finished:
         return
     recipe, world = job.recipe, job.world
-    settings = recipe.stage3
-    resume, began = folder.start(settings.updates), time.monotonic()
+    settings, objective = recipe.stage3, objective_of(method)
+    resume, began = processes.of_first(lambda: folder.start(settings.updates)), time.monotonic()
+    micro, accumulated = processes.shares("prompts", settings.prompts, settings.micro_prompts)
     args = SAPOConfig(
         output_dir=str(folder.path / "checkpoints"),
-        objective=objective_of(method),
+        objective=objective,
+        beta=settings.beta if OBJECTIVES[objective].beta else None,
         max_steps=settings.updates,
-        per_device_train_batch_size=settings.prompts * settings.group_size,
+        per_device_train_batch_size=micro * settings.group_size,
+        gradient_accumulation_steps=accumulated,
+        rollout_prompts=settings.rollout_prompts,
         num_generations=settings.group_size,
         num_iterations=settings.num_iterations,
         lora_rank=None if (given := pretrained(job)) is None else given.lora_rank,
@@ -151,10 +159,15 @@ def train_stage3(job: Job, seed: int, method: str, learning_rate: float) -> None
         with disk_errors(args.output_dir):
             trainer.train(resume_from_checkpoint=resume)
         start = Policy.load(before, world.catalog)
-        replace(start, model=merged(trainer.accelerator.unwrap_model(trainer.model))).save(folder.policy)
+        trained = replace(start, model=merged(trainer.accelerator.unwrap_model(trainer.model)))
+        if processes.is_first():
+            trained.save(folder.policy)
+        processes.wait()
         metrics, counts = _validate(job, Policy.load(folder.policy, world.catalog))  # the last update may break it too
     except FloatingPointError as error:
-        folder.give_up(error)
+        processes.of_first(partial(folder.give_up, error))
+        return
+    if not processes.is_first():
         return
     write_table(tidy_log(trainer.state.log_history), folder.path / "log.csv")
     (folder.path / "completions").mkdir(exist_ok=True)
@@ -172,7 +185,7 @@ def choose_contrast(job: Job, seed: int, system: str) -> None:
     folder = system_folder(job, seed, system)
     if folder.finished:
         return
-    folder.start()
+    processes.of_first(folder.start)
     began, start = time.monotonic(), supervised_folder(job, seed, stage_of(system)).policy
     policy = Policy.load(start, job.world.catalog)
     limit, tried = job.recipe.evaluation.valid_rows, []
@@ -180,10 +193,12 @@ def choose_contrast(job: Job, seed: int, system: str) -> None:
         policy.contrast = weight
         metrics, _ = evaluate_policy(policy, job.world.split, "valid", limit, beams=(10,), title=f"weight {weight:g}")
         tried.append({"contrast": weight, "ndcg@10": metrics["ndcg@10"]})
-    write_table(pd.DataFrame(tried), folder.path / "tried.csv")
     policy.contrast = max(tried, key=lambda row: row["ndcg@10"])["contrast"]
-    policy.save(folder.policy)
     metrics, counts = _validate(job, policy)
+    if not processes.is_first():
+        return
+    write_table(pd.DataFrame(tried), folder.path / "tried.csv")
+    policy.save(folder.policy)
     folder.write_card(metrics)
     metrics |= {"contrast": policy.contrast, "parameters": float(policy.model.num_parameters())}
     _finish(folder, supervised_folder(job, seed, stage_of(system)), began, 0, metrics, counts)
@@ -225,6 +240,8 @@ def run_test(job: Job, folder: RunFolder) -> None:
     else:
         policy = Policy.load(folder.policy, world.catalog)
         metrics, users = evaluate_policy(policy, world.split, "test", limit, title=f"test {folder.path.name}")
+    if not processes.is_first():
+        return
     write_table(users, folder.path / "per_user.csv.gz")
     write_table(folder.results("measured", metrics, len(users)), folder.path / "test.csv")
 

@@ -4,6 +4,7 @@ U rows (one history and its target each), R places of a ranking, K levels of a S
 that does not exist is -1.
 """
 
+from itertools import chain
 from typing import Literal, overload
 
 import pandas as pd
@@ -12,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from sapo import processes
 from sapo.credit.rewards import step_match
 from sapo.data.interactions import Rows, Split
 from sapo.errors import InputError
@@ -225,6 +227,8 @@ def evaluate_policy(
 ) -> tuple[dict[str, float], pd.DataFrame]:
     """Rank the catalogue for the rows of a split: think greedily, then search with each number of beams.
 
+    Several processes (`accelerate launch`) share the batches, and each returns what one alone would have found.
+
     Args:
         part, limit: which rows, and how many of them (`Rows.sample`); all where None.
         thinking: None does as the policy was trained.
@@ -251,14 +255,21 @@ def evaluate_policy(
     }
     if len(beams) > 1 and policy.contrast is None:
         searches["full/"] = (beams[0], "full")
-    ranked = {name: torch.full((len(rows), ks[-1], sids.shape[1]), -1) for name in searches}
+    found: list[tuple[list[int], dict[str, Tensor]]] = []
+    share = (processes.number(), processes.count())
     bar = progress_bar(title, total=len(rows))
-    for thought in think(policy, rows.history, thinking=thinking, batch_size=batch_size):
-        for name, (width, normalize) in searches.items():
-            found = search(policy, thought, width, ks[-1], normalize)
-            ranked[name][thought.rows] = found.sids.cpu()
-        bar.update(len(thought.rows))
+    for thought in think(policy, rows.history, thinking=thinking, batch_size=batch_size, share=share):
+        best = {
+            name: search(policy, thought, width, ks[-1], normalize).sids.cpu()
+            for name, (width, normalize) in searches.items()
+        }
+        found.append((thought.rows, best))
+        bar.update(len(thought.rows) * processes.count())
     bar.close()
+    ranked = {name: torch.full((len(rows), ks[-1], sids.shape[1]), -1) for name in searches}
+    for part_of_rows, best in chain(*processes.of_all(found)):
+        for name, of_name in best.items():
+            ranked[name][part_of_rows] = of_name
     metrics: dict[str, float] = {}
     users = pd.DataFrame({"user": rows.user, "target": rows.target})
     for name in searches:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 
+PAPER_BACKBONE = "Qwen/Qwen3-1.7B"  # of the paper and its fork
 ENDS = 2**20  # bytes
 
 

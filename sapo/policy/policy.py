@@ -239,10 +239,15 @@ def think(
     thinking: bool | None = None,
     batch_size: int = 128,
     progress: bool = False,
+    share: tuple[int, int] = (0, 1),
 ) -> Iterator[Thoughts]:
     """Write the blocks of every history greedily, batch by batch; histories of one length go together.
 
     The model is left in evaluation mode.
+
+    Args:
+        share: which batches, by number and count: (1, 4) is the second of every four. What is in a batch does not
+            depend on it.
 
     Raises:
         InputError: thinking asked of a policy that does not.
@@ -254,7 +259,7 @@ def think(
     decoder = Decoder(policy.layout, pad_id, policy.block_budget, policy.min_block_tokens, greedy=True)
     texts = policy.prompts(histories, thinking)
     order = sorted(range(len(texts)), key=lambda row: len(histories[row]))
-    starts: Iterable[int] = range(0, len(order), batch_size)
+    starts: Iterable[int] = range(share[0] * batch_size, len(order), share[1] * batch_size)
     for start in progress_bar("recommend", starts) if progress else starts:
         policy.model.eval()
         rows = order[start : start + batch_size]

@@ -263,7 +263,8 @@ class PromptCache:
     def attend(
         self, module: Any, query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: float, window: int | None
     ) -> Float[Tensor, "1 N H D"]:
-        stream = [states[0].transpose(0, 1) for states in (query, key, value)]
+        # under autocast norms leave queries and keys in float32; a cache of them would be twice as large
+        stream = [states[0].transpose(0, 1).to(value.dtype) for states in (query, key, value)]
         if not self.group_size:
             return self._attend_in_prompts(module, stream, scaling, window)
         layer, (query, key, value) = module.layer_idx, stream

@@ -9,17 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
 from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
 
 from sapo.data.interactions import Split
-from sapo.errors import InputError
 from sapo.files import disk_errors
 from sapo.policy.policy import Policy
 from sapo.policy.shared_prompt import PackedGroups
 from sapo.policy.traces import Traces
+from sapo.processes import shares
 from sapo.training.adapters import adapted, merged
 from sapo.training.examples import ALIGNED, IGNORED, ChatExamples, Examples, SFTTask, collate
 from sapo.training.progress import ProgressLine, StopAtNonFiniteLoss
@@ -34,7 +33,9 @@ class SFTConfig:
     batch_size: int = 64
     """Examples an update."""
     learning_rate: float = 3e-3
-    """Peak of a cosine schedule; the first 5 % of the updates warm up."""
+    """Peak of a cosine schedule."""
+    warmup: int | None = None
+    """Updates that warm up; 5 % where None."""
     weight_decay: float = 0.01
     """AdamW's decay."""
     title_share: float = 0.2
@@ -100,16 +101,18 @@ def train_supervised(
         share = {"next_item": config.title_share, "alignment": ALIGNED, "thinking": 0.0}[task]
         examples = Examples(policy, split, task, length, seed, traces, share, first)
     pad_id = policy.tokenizer.pad_token_id
+    micro, accumulated = shares("examples", config.batch_size, config.micro_batch)
     trainer = SupervisedTrainer(
         model=policy.model if lora_rank is None else adapted(policy, lora_rank),
         args=TrainingArguments(
             output_dir=str(folder),
             max_steps=config.updates,
-            **_shares(config),
+            per_device_train_batch_size=micro,
+            gradient_accumulation_steps=accumulated,
             learning_rate=config.learning_rate,
             weight_decay=config.weight_decay,
             lr_scheduler_type="cosine",
-            warmup_steps=max(1, config.updates // 20),
+            warmup_steps=max(1, config.updates // 20) if config.warmup is None else config.warmup,
             logging_steps=max(1, config.updates // 20),
             logging_nan_inf_filter=False,
             save_strategy="steps",
@@ -122,6 +125,7 @@ def train_supervised(
             disable_tqdm=True,
             report_to="none",
             remove_unused_columns=False,
+            ddp_find_unused_parameters=False,
             dataloader_pin_memory=False,
         ),
         train_dataset=examples,
@@ -133,16 +137,3 @@ def train_supervised(
         trainer.train(resume_from_checkpoint=resume)
     policy.model = merged(trainer.accelerator.unwrap_model(trainer.model))
     return trainer.state.log_history
-
-
-def _shares(config: SFTConfig) -> dict[str, int]:
-    """How an update's examples are shared out among processes and micro-batches."""
-    processes = PartialState().num_processes
-    own, rest = divmod(config.batch_size, processes)
-    micro = own if config.micro_batch is None else min(config.micro_batch, own)
-    if rest or own % micro:
-        raise InputError(
-            f"a batch of {config.batch_size} examples does not divide among {processes} processes"
-            + ("." if config.micro_batch is None else f" and micro-batches of {config.micro_batch}.")
-        )
-    return {"per_device_train_batch_size": micro, "gradient_accumulation_steps": own // micro}

@@ -88,6 +88,8 @@ class SAPOConfig(GRPOConfig):
     lora_rank: int | None = None
     """Train low-rank adapters of this rank (peft); the reference is then the model without them. All weights where
     None."""
+    rollout_prompts: int | None = None
+    """Prompts whose completions are written at a time, which bounds memory; all of a batch where None."""
     share_prompts: bool = True
     """Read each prompt once for the log-probabilities of its completions, of the policy and of the reference. The
     numbers are the same; False reads it with every completion, as TRL does."""
@@ -104,6 +106,7 @@ class SAPOConfig(GRPOConfig):
     gradient_checkpointing: bool | None = None
     bf16: bool | None = None
     dataloader_pin_memory: bool | None = None
+    ddp_find_unused_parameters: bool | None = False
     report_to: str | list[str] | None = "none"
 
     def __post_init__(self) -> None:
@@ -139,8 +142,10 @@ class SAPOConfig(GRPOConfig):
             raise InputError(
                 "top_entropy_quantile, entropy_coef and use_adaptive_entropy are not part of any objective here."
             )
-        if self.reward_beams < 1:
-            raise InputError(f"reward_beams is {self.reward_beams}; at least 1.")
+        for name in ("reward_beams", "rollout_prompts", "lora_rank"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{name} is {value}; at least 1.")
         if self.sid_logps not in ("trie", "full"):
             raise InputError(f"sid_logps is {self.sid_logps!r}; use 'trie' or 'full'.")
         for name in UNUSED:
@@ -344,28 +349,41 @@ class SAPOTrainer(GRPOTrainer):
         )
 
     def sample(self, prompts: Sequence[str], group_size: int, seed: Sequence[int]) -> Rollouts:
-        """`group_size` completions for each prompt; the seed's numbers are the only source of randomness."""
+        """`group_size` completions for each prompt; the seed's numbers are the only source of randomness.
+
+        In lower precision they are written in it too, as what trains reads them.
+        """
         device = self.accelerator.device
-        batch = self.processing_class(
-            list(prompts), return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False
-        ).to(device)
+        generator = torch.Generator(device).manual_seed(_mix(*seed))
         model = self.accelerator.unwrap_model(self.model)
-        rollouts = beam_rollouts if "beam_rollouts" in self.objective.extras else grouped_rollouts
-        with disable_gradient_checkpointing(model, self.args.gradient_checkpointing_kwargs):
-            return rollouts(
-                model,
-                batch["input_ids"],
-                batch["attention_mask"],
-                self.layout,
-                self.trie,
-                group_size,
-                block_budget=self.args.block_budget,
-                min_block_tokens=self.args.min_block_tokens,
-                temperature=self.temperature,
-                generator=torch.Generator(device).manual_seed(_mix(*seed)),
-                pad_id=self._tokenizer.pad_token_id,
-                sid_logps=self.args.sid_logps,
-            )
+        write = beam_rollouts if "beam_rollouts" in self.objective.extras else grouped_rollouts
+        count = self.args.rollout_prompts or len(prompts)
+        parts = []
+        for start in range(0, len(prompts), count):
+            some = list(prompts[start : start + count])
+            batch = self.processing_class(
+                some, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False
+            ).to(device)
+            with (
+                disable_gradient_checkpointing(model, self.args.gradient_checkpointing_kwargs),
+                self.accelerator.autocast(),
+            ):
+                rollouts = write(
+                    model,
+                    batch["input_ids"],
+                    batch["attention_mask"],
+                    self.layout,
+                    self.trie,
+                    group_size,
+                    block_budget=self.args.block_budget,
+                    min_block_tokens=self.args.min_block_tokens,
+                    temperature=self.temperature,
+                    generator=generator,
+                    pad_id=self._tokenizer.pad_token_id,
+                    sid_logps=self.args.sid_logps,
+                )
+            parts.append(rollouts)
+        return _join(parts, self._tokenizer.pad_token_id)
 
     def _seed(self, purpose: int) -> tuple[int, ...]:
         """Derived, never carried: a resumed run draws what an undisturbed one would have drawn.
@@ -694,7 +712,8 @@ class SAPOTrainer(GRPOTrainer):
             max_length=self.max_completion_length,
             num_tokens=num_tokens,
         )
-        if not torch.isfinite(loss):
+        # a process that stopped alone would leave the others waiting for its gradients
+        if not self.accelerator.gather(loss.detach().isfinite().reshape(1)).all():
             raise FloatingPointError(
                 f"the loss is {loss.item()} at update {self.state.global_step} of objective {self.args.objective!r}; "
                 f"earlier checkpoints are intact. A lower learning rate than {self.args.learning_rate:g} is the usual "
