@@ -240,6 +240,68 @@ class Recommend:
 
 
 @dataclass(frozen=True)
+class Plan:
+    """Say what the preset paper takes for a data set: tokens, arithmetic, the memory of a GPU, and how to start it."""
+
+    data: Path | None = None
+    """Folder of TSV files; the synthetic catalogue where left out."""
+    backbone: str = "Qwen/Qwen3-1.7B"
+    """Pretrained model: a folder, or a name on the Hugging Face hub. Qwen3 of 0.6B, 1.7B and 4B need no network."""
+    lora: int | None = None
+    """Train adapters of this rank."""
+    rationales: Path | None = None
+    """A teacher's file (`sapo data explain`), whose sentences are the thoughts."""
+    sids: str = "sids"
+    """Which semantic IDs of the folder."""
+    split: Split = "auto"
+    """Which split."""
+    gpus: tuple[int, ...] = (1, 4, 8)
+    """Numbers of GPUs."""
+    tflops: float | None = None
+    """What a GPU does, 10^12 operations a second, of which times are made. Writing completions is slower than that."""
+
+    def __call__(self) -> None:
+        from sapo import planning, recipes
+        from sapo.policy.backbone import Pretrained
+        from sapo.runs import Job
+        from sapo.stages import words_and_traces
+
+        start = Pretrained(self.backbone, lora_rank=self.lora)
+        recipe = recipes.paper(*_sizes(self.data, self.sids, self.split), start)
+        data, rationales = (None if path is None else str(path) for path in (self.data, self.rationales))
+        job = Job(recipe, "", data, self.sids, self.split, rationales)
+        config, tokenizer = planning.model_config(start), planning.plan_tokenizer(start, job.world)
+        own = len(tokenizer)
+        lengths = planning.measure_lengths(recipe, job.world, words_and_traces(job)[1], tokenizer)
+        vocabulary = max(config.get_text_config().vocab_size, own) + len(tokenizer) - own
+        size = planning.Size.of(config, vocabulary)
+        print(f"{self.backbone}: {size.parameters / 1e9:.2f} billion parameters, {vocabulary:,} tokens")
+        exact = "" if Path(self.backbone).is_dir() else ", by a tokenizer learnt from the titles"
+        print(
+            f"mean tokens{exact}: stage 1 {lengths.stage1:.0f}, stage 2 {lengths.stage2:.0f}, prompt "
+            f"{lengths.prompt:.0f}, completion {lengths.stage2_learnt:.0f} (at most {lengths.longest_completion})"
+        )
+        command = ["run", "--preset", "paper", "--backbone", self.backbone]
+        for name in ("data", "lora", "rationales"):
+            command += [] if getattr(self, name) is None else [f"--{name}", str(getattr(self, name))]
+        command += ["--sids", self.sids] if self.sids != "sids" else []
+        command += ["--split", self.split] if self.split != "auto" else []
+        for gpus in self.gpus:
+            _at_least_one("gpus", gpus)
+            stages = planning.plan(recipe, size, lengths, gpus)
+            print(f"\n{gpus} GPU{'s' * (gpus > 1)}: {planning.launch(command, gpus)}")
+            for stage in stages:
+                hours = "" if self.tflops is None else f"  {stage.operations / gpus / self.tflops / 3.6e15:8.1f} h"
+                print(
+                    f"  stage {stage.name}  {stage.updates:6,} updates  {stage.tokens / 1e6:8,.0f} M tokens"
+                    f"  {stage.operations / 1e18:8.1f} x 10^18 operations  {stage.memory / planning.GIB:6.1f} GiB a GPU{hours}"
+                )
+        print(
+            "\nStage 3 is of one objective and one rate. A GPU needs about 2 GiB more, for CUDA and what its allocator keeps."
+        )
+
+
+@dataclass(frozen=True)
 class Figures:
     """Draw all figures and tables from the results under OUT, and an index page. Nothing is trained."""
 
@@ -539,6 +601,7 @@ Command = (
     | Annotated[Baselines, tyro.conf.subcommand("baselines")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Recommend, tyro.conf.subcommand("recommend")]
+    | Annotated[Plan, tyro.conf.subcommand("plan")]
     | Annotated[Figures, tyro.conf.subcommand("figures")]
     | Annotated[Publish, tyro.conf.subcommand("publish")]
     | Annotated[Claims, tyro.conf.subcommand("claims")]

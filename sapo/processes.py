@@ -68,11 +68,16 @@ def shares(what: str, whole: int, micro: int | None) -> tuple[int, int]:
     """
     if count() > 1:
         _state()  # before a trainer asks for its own
-    own, rest = divmod(whole, count())
+    return divide(what, whole, micro, count())
+
+
+def divide(what: str, whole: int, micro: int | None, among: int) -> tuple[int, int]:
+    """The same for any number of processes."""
+    own, rest = divmod(whole, among)
     size = own if micro is None else min(micro, own)
-    if rest or own % size:
-        among = f"{count()} processes" + ("" if micro is None else f" in micro-batches of {micro}")
-        raise InputError(f"{whole} {what} an update do not divide among {among}.")
+    if rest or not size or own % size:
+        parts = f"{among} processes" + ("" if micro is None else f" in micro-batches of {micro}")
+        raise InputError(f"{whole} {what} an update do not divide among {parts}.")
     return size, own // size
 
 
