@@ -288,17 +288,15 @@ class Plan:
         command += ["--split", self.split] if self.split != "auto" else []
         for gpus in self.gpus:
             _at_least_one("gpus", gpus)
-            stages = planning.plan(recipe, size, lengths, gpus)
             print(f"\n{gpus} GPU{'s' * (gpus > 1)}: {planning.launch(command, gpus)}")
-            for stage in stages:
-                hours = "" if self.tflops is None else f"  {stage.operations / gpus / self.tflops / 3.6e15:8.1f} h"
-                print(
-                    f"  stage {stage.name}  {stage.updates:6,} updates  {stage.tokens / 1e6:8,.0f} M tokens"
-                    f"  {stage.operations / 1e18:8.1f} x 10^18 operations  {stage.memory / planning.GIB:6.1f} GiB a GPU{hours}"
+            for stage in planning.plan(recipe, size, lengths, gpus):
+                line = (
+                    f"  stage {stage.name}  {stage.updates:6,} updates  {stage.tokens / 1e6:8,.0f} M tokens  "
+                    f"{stage.operations / 1e18:8.1f} x 10^18 operations  {stage.memory / planning.GIB:6.1f} GiB a GPU"
                 )
-        print(
-            "\nStage 3 is of one objective and one rate. A GPU needs about 2 GiB more, for CUDA and what its allocator keeps."
-        )
+                hours = "" if self.tflops is None else f"  {stage.operations / gpus / self.tflops / 3.6e15:8.1f} h"
+                print(line + hours)
+        print("\nStage 3 is of one objective at one rate. CUDA and what its allocator keeps take about 2 GiB more.")
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ bfloat16. Bytes and operations are formulas, below, each a line; lengths are mea
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING
 
@@ -96,9 +97,10 @@ class Size:
         ends = 2 * (self.width + self.attention) + (2 * self.width + self.keys) + 3 * (self.width + self.mlp)
         return rank * self.layers * ends
 
-    def state(self, trained: int, reference: bool) -> float:
-        """Bytes of weights, of gradients and Adam's two averages where they are trained, and of a reference's weights."""
-        return 4.0 * self.parameters * (1 + reference) + 12.0 * trained
+    def state(self, trained: int, reference: bool, processes: int) -> float:
+        """Bytes of weights, of gradients and Adam's two averages where they are trained, and of a reference's weights;
+        several processes exchange gradients in buckets that are as large as these."""
+        return 4.0 * self.parameters * (1 + reference) + (12.0 + 4.0 * (processes > 1)) * trained
 
     def activations(self, tokens: float, logits: float) -> float:
         """Bytes of an update's micro-batch: what each layer hands to the next, one layer at work, logits.
@@ -187,7 +189,7 @@ def plan(recipe: Recipe, size: Size, lengths: Lengths, processes: int) -> list[S
     ):
         micro, _ = divide("examples", config.batch_size, config.micro_batch, processes)
         examples = config.updates * config.batch_size
-        memory = size.state(trained, False) + size.activations(*[micro * lengths.longest_example] * 2)
+        memory = size.state(trained, False, processes) + size.activations(*[micro * lengths.longest_example] * 2)
         operations = size.learning(examples * mean_length, examples * learnt, mean_length / 2)
         stages.append(StagePlan(name, config.updates, examples * mean_length, operations, memory))
     rl = recipe.stage3
@@ -204,7 +206,7 @@ def plan(recipe: Recipe, size: Size, lengths: Lengths, processes: int) -> list[S
     at_once = min(micro * accumulated, rl.rollout_prompts or rl.prompts)
     writing = size.cache(at_once * (lengths.longest_prompt + row)) + at_once * rl.group_size * size.vocabulary * 8
     learning = size.activations(micro * (lengths.longest_prompt + row), micro * row)
-    memory = size.state(trained, rank is None) + max(writing, learning)
+    memory = size.state(trained, rank is None, processes) + max(writing, learning)
     stages.append(StagePlan("3", rl.updates, together, operations, memory))
     return stages
 
@@ -242,9 +244,7 @@ def model_config(start: Pretrained) -> "PreTrainedConfig":
 
 
 def plan_tokenizer(start: Pretrained, world: World) -> "PreTrainedTokenizerBase":
-    """The model's own tokenizer where it is a folder; else, so that nothing is downloaded, one learnt from the titles."""
-    from pathlib import Path
-
+    """The model's own tokenizer where it is a folder; else one learnt from the titles: nothing is downloaded."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 

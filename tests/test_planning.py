@@ -1,0 +1,154 @@
+"""What `sapo plan` counts, against models that are built and run."""
+
+import pytest
+import torch
+from checkpoints import checkpoint
+from test_experiments import TINY
+from torch.utils.flop_counter import FlopCounterMode
+
+from sapo import cli, recipes
+from sapo.errors import InputError
+from sapo.planning import (
+    Lengths,
+    Size,
+    launch,
+    measure_lengths,
+    model_config,
+    plan,
+    plan_tokenizer,
+)
+from sapo.policy.backbone import Pretrained, add_item_tokens, load_pretrained
+from sapo.policy.policy import Policy
+from sapo.policy.shared_prompt import PromptCache, share_prompts
+from sapo.runs import Job
+from sapo.stages import words_and_traces
+from sapo.training.adapters import adapted, item_rows
+
+KINDS = ("qwen", "llama", "gemma")
+WORLD = Job(TINY, "").world
+TEXTS = WORLD.catalog.titles * 3 + ["The user took these items, oldest first"] * 5
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    return {kind: str(checkpoint(kind, TEXTS, tmp_path_factory.mktemp(kind))) for kind in KINDS}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_parameters_and_operations_are_those_of_the_model(folders, kind):
+    model, tokenizer = load_pretrained(Pretrained(folders[kind]))
+    add_item_tokens(model, tokenizer, WORLD.catalog)
+    size = Size.of(model_config(Pretrained(folders[kind])), len(tokenizer))
+    assert size.parameters == model.num_parameters()
+    assert size.vocabulary == len(tokenizer)
+    # eager attention multiplies all pairs of a row, so that every token sees its whole row
+    model.set_attn_implementation("eager")
+    model.eval()
+    rows, length = 3, 20
+    ids = torch.randint(0, 300, (rows, length), generator=torch.Generator().manual_seed(0))
+    with FlopCounterMode(display=False) as forward, torch.no_grad():
+        model(input_ids=ids, use_cache=False)
+    norms = sum(p.numel() for name, p in model.named_parameters() if "norm" in name)  # they multiply no matrices
+    expected = size.reading(rows * length, rows * length, length) - 2 * rows * length * norms
+    rotary = 2 * rows * length * getattr(model.config, "head_dim", 8) / 2  # angles, a product of their own
+    assert forward.get_total_flops() == pytest.approx(expected, abs=3 * rotary)
+    model.gradient_checkpointing_enable()
+    model.train()
+    with FlopCounterMode(display=False) as update:
+        model(input_ids=ids, use_cache=False).logits.logsumexp(-1).sum().backward()
+    learning = size.learning(rows * length, rows * length, length) - 8 * rows * length * norms
+    # the last matrix of an MLP is computed again only where a norm after it needs its product, as Gemma's does
+    last = 2 * rows * length * size.layers * size.width * size.mlp * (kind != "gemma")
+    assert update.get_total_flops() == pytest.approx(learning - last, rel=0.003)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_adapters_and_cache_are_those_of_the_model(folders, kind):
+    model, tokenizer = load_pretrained(Pretrained(folders[kind]))
+    add_item_tokens(model, tokenizer, WORLD.catalog)
+    size = Size.of(model_config(Pretrained(folders[kind])), len(tokenizer))
+    share_prompts(model)
+    ids = torch.randint(0, 300, (4, 9))
+    cache = PromptCache(model.eval(), ids, torch.ones_like(ids))
+    held = sum(states.numel() for layer in cache._shared.values() for states in layer)
+    assert size.cache(ids.numel()) == 2 * held  # bytes of bfloat16
+    policy = Policy(model, tokenizer, WORLD.catalog, "x", "y", 4, 5, chat=True)
+    trained = adapted(policy, 3)
+    rows = len(item_rows(policy)) * size.width
+    assert sum(p.numel() for p in trained.parameters() if p.requires_grad) == size.adapters(3) + rows
+
+
+@pytest.mark.parametrize(("name", "body"), [("0.6B", 0.44), ("1.7B", 1.4), ("4B", 3.6)])
+def test_published_models_have_the_size_they_are_said_to_have(name, body):
+    config = model_config(Pretrained(f"Qwen/Qwen3-{name}"))
+    size = Size.of(config, config.vocab_size)
+    assert size.body / 1e9 == pytest.approx(body, abs=0.06)  # non-embedding parameters of the models' cards
+    assert size.parameters / 1e9 == pytest.approx(float(name[:-1]), abs=0.1)
+
+
+LENGTHS = Lengths(100, 40, 200, 80, 120, 150, 300, 1020)
+SIZE = Size(body=1000, table=200, vocabulary=50, width=4, layers=2, mlp=8, keys=6, head=200, attention=4)
+
+
+def test_a_plan_by_hand():
+    recipe = recipes.paper(rows=2560, items=1000, backbone=Pretrained("x"))
+    # stage 1: (5 x 2560 + 3 x 1000) x 10 / 1024 = 154.3 updates; stage 2: 12.5; stage 3: 2560 x 10 / 256 = 100
+    first, second, third = plan(recipe, SIZE, LENGTHS, processes=4)
+    assert (first.updates, second.updates, third.updates) == (154, 12, 100)
+    assert first.tokens == 154 * 1024 * 100
+    assert second.tokens == 12 * 1024 * 200
+    assert third.tokens == 100 * 256 * (120 + 16 * 80)
+    # a token's share of stage 1: 8 x (1000 + 2 x 2 x 4 x 50) and, of 40 in 100, 6 x 200
+    assert first.operations == 154 * 1024 * 100 * (8 * 1800 + 0.4 * 6 * 200)
+    # weights, gradients, averages and buckets of 1200; 16 examples of 300 tokens: per token 2 x 4 x 4 of layers,
+    # (6 x 4 + 3 x 8) x 6 of one at work, 50 x 2 of logits
+    assert first.memory == second.memory == 1200 * (4 + 12 + 4) + 16 * 300 * (32 + 288 + 100)
+    # and the reference's; one prompt of 150 and its 16 completions of 1020
+    learning = (150 + 16 * 1020) * (32 + 288) + 16 * 1020 * 100
+    writing = 8 * (150 + 16 * 1020) * 2 * 6 * 2 + 8 * 16 * 50 * 8
+    assert third.memory == 1200 * (8 + 12 + 4) + max(learning, writing)
+
+
+def test_more_gpus_share_what_is_read_and_adapters_need_no_reference():
+    recipe = recipes.paper(rows=2560, items=1000, backbone=Pretrained("x"))
+    alone, four = plan(recipe, SIZE, LENGTHS, 1), plan(recipe, SIZE, LENGTHS, 4)
+    assert [stage.operations for stage in alone] == [stage.operations for stage in four]
+    assert [b.memory - a.memory for a, b in zip(alone, four, strict=True)] == [4 * 1200] * 3
+    with pytest.raises(InputError, match="1024 examples an update do not divide among 3 processes"):
+        plan(recipe, SIZE, LENGTHS, 3)
+    small = plan(recipes.paper(2560, 1000, Pretrained("x", lora_rank=1)), SIZE, LENGTHS, 1)
+    held = 12 * (1200 - SIZE.adapters(1))
+    assert [a.memory - b.memory for a, b in zip(alone, small, strict=True)] == [held, held, held + 4 * 1200]
+
+
+def test_lengths_are_those_of_the_examples(folders):
+    start = Pretrained(folders["qwen"])
+    recipe = recipes.paper(len(WORLD.split.train), WORLD.catalog.num_items, start)
+    job = Job(recipe, "")
+    tokenizer = plan_tokenizer(start, job.world)
+    lengths = measure_lengths(recipe, job.world, words_and_traces(job)[1], tokenizer)
+    assert lengths.longest_completion == 3 * 336 + 3 * 3 + 3
+    assert lengths.stage2 == pytest.approx(lengths.prompt + lengths.stage2_learnt, rel=0.1)
+    assert 0 < lengths.stage1_learnt < lengths.stage1 < lengths.longest_example
+    learnt = measure_lengths(recipe, job.world, words_and_traces(job)[1], plan_tokenizer(Pretrained("a/b"), job.world))
+    assert learnt.stage2_learnt > 10
+    model, own = load_pretrained(start)
+    add_item_tokens(model, own, job.world.catalog)
+    assert len(tokenizer) == len(own)
+
+
+def test_the_command_prints_a_plan(folders, capsys):
+    cli.Plan(backbone=folders["qwen"], gpus=(1, 4), tflops=100.0)()
+    text = capsys.readouterr().out
+    assert f"sapo run --preset paper --backbone {folders['qwen']}" in text
+    assert "accelerate launch --multi_gpu --num_processes 4 -m sapo.cli run --preset paper" in text
+    assert text.count("GiB a GPU") == 6
+    assert text.count(" h\n") == 6
+    cli.Plan(gpus=(8,), lora=16)()
+    text = capsys.readouterr().out
+    assert "Qwen/Qwen3-1.7B: 1.7" in text
+    assert "by a tokenizer learnt from the titles" in text
+    assert "--lora 16" in text
+    with pytest.raises(InputError, match="no model that can be planned for"):
+        cli.Plan(backbone="./nowhere")()
+    assert launch(["run"], 1) == "sapo run"
