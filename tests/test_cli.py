@@ -22,7 +22,9 @@ from sapo import claims, cli, recipes
 from sapo.analysis import laboratory
 from sapo.data import amazon
 from sapo.data.catalog import Catalog
+from sapo.data.interactions import Interactions
 from sapo.data.synthetic import SyntheticCatalogue
+from sapo.policy.backbone import Pretrained
 
 
 def call(*arguments, **options):
@@ -55,7 +57,7 @@ def tiny(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "command", ["run", "baselines", "evaluate", "recommend", "figures", "publish", "claims", "lab", "data"]
+    "command", ["run", "baselines", "evaluate", "recommend", "plan", "figures", "publish", "claims", "lab", "data"]
 )
 def test_help_says_what_a_command_does(command):
     answer = call(command, "--help")
@@ -124,6 +126,9 @@ def test_a_policy_is_refused_on_other_data(tiny, folder, tmp_path):
         (["run", "--seeds", "0", "--out", "{tmp}"], "--seeds is 0"),
         (["run", "--objectives", "nonsense", "--out", "{tmp}"], "unknown objectives"),
         (["run", "--split", "published_test", "--out", "{tmp}"], "no published test pairs"),
+        (["run", "--lora", "8", "--out", "{tmp}"], "--preset quick trains small models; --lora is of --preset paper"),
+        (["run", "--preset", "paper", "--backbone", "./no", "--out", "{tmp}"], "no language model that can be loaded"),
+        (["run", "--fraction", "1.5", "--out", "{tmp}"], "fraction is 1.5"),
         (["evaluate", "--model", "no/such/folder"], "is no policy folder"),
         (["publish", "--out", "no/such/folder"], "holds no results.csv"),
         (["run", "--no-such-option"], "no-such-option"),
@@ -135,6 +140,32 @@ def test_mistakes_end_in_one_message(arguments, message, tmp_path):
     assert message in answer.stderr + answer.stdout
     assert "Traceback" not in answer.stderr
     assert not list(tmp_path.glob("**/results.csv"))
+
+
+def test_the_paper_preset_takes_its_updates_from_the_data(folder, monkeypatch, tmp_path):
+    jobs = []
+
+    def run(job, workers):
+        jobs.append(job)
+        return pd.DataFrame({"method": ["sapo"], "metric": ["ndcg@10"], "value": [0.5]})
+
+    monkeypatch.setattr("sapo.experiments.run", run)
+    split = Interactions.load(folder).split("leave_one_out")
+    rows, items = len(split.train), 30
+    cli.Run(preset="paper", data=folder, out=tmp_path, lora=8, row_updates=5, seeds=1)()
+    cli.Run(preset="paper", data=folder, out=tmp_path, backbone="my/model", fraction=0.5)()
+    whole, half = (job.recipe for job in jobs)
+    assert whole.backbone == Pretrained("Qwen/Qwen3-1.7B", row_updates=5, lora_rank=8)
+    assert half.backbone == Pretrained("my/model")
+    assert (whole.preset, half.preset) == ("paper", "paper-0.5")
+    assert whole.stage1.updates == max(1, 10 * (5 * rows + 3 * items) // 1024)
+    assert whole.stage3.updates == max(1, 10 * rows // 256) == 2 * half.stage3.updates
+    assert (whole.seeds, half.seeds) == ((0,), (0, 1, 2))
+    # as the fork sets them
+    assert (whole.stage1.batch_size, whole.stage1.learning_rate, whole.stage1.warmup) == (1024, 3e-4, 20)
+    assert (whole.stage2.batch_size, whole.stage2.learning_rate, whole.stage2.warmup) == (1024, 1e-5, 10)
+    assert (whole.stage3.prompts, whole.stage3.group_size, whole.stage3.learning_rates) == (256, 16, (5e-7,))
+    assert (whole.stage3.beta, whole.stage3.num_iterations, whole.stage3.temperature) == (1e-3, 1, 1.0)
 
 
 def test_a_damaged_file_is_named(folder, tmp_path):

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
@@ -16,8 +17,10 @@ from sapo.credit.objectives import OBJECTIVES
 from sapo.credit.rewards import ranking_reward
 from sapo.errors import InputError
 from sapo.policy.beam_search import constrained_beam_search
-from sapo.policy.rollout import forced_tokens
+from sapo.policy.rollout import forced_tokens, grouped_rollouts
 from sapo.semantic_ids.trie import SidTrie
+from sapo.training import trainer as trainer_module
+from sapo.training.adapters import merged
 from sapo.training.trainer import SAPOConfig, SAPOTrainer, _weight_moved
 
 SIZES = (3, 3)
@@ -595,6 +598,13 @@ def test_refusals(folder, tmp_path, tokenizer):
         make(model=tiny_model(VOCAB))
     with pytest.raises(InputError, match="num_generations is 1: a group-relative advantage needs at least 2"):
         make(num_generations=1, per_device_train_batch_size=8)
+    for engine in ("use_vllm", "use_transformers_continuous_batching"):
+        with pytest.raises(InputError, match=r"nothing holds to K closed blocks.*rollout_func"):
+            make(**{engine: True})
+    with pytest.raises(InputError, match="rollout_prompts is 0"):
+        make(rollout_prompts=0)
+    with pytest.raises(InputError, match=r"'rlvr' copies the policy.*leave lora_rank out"):
+        make(objective="rlvr", lora_rank=2)
     with pytest.raises(InputError, match="num_generations is 0"):
         make(num_generations=0)
     with pytest.raises(InputError, match="num_generations_eval is 1"):
@@ -604,6 +614,64 @@ def test_refusals(folder, tmp_path, tokenizer):
     with pytest.raises(InputError, match="leave reward_funcs out"):
         make(objective="sapo_fallback", reward_funcs=exact_reward)
     assert make(objective="grpo", scale_rewards=True).args.scale_rewards == "group"  # TRL's other spelling
+
+
+def test_weights_that_processes_share_are_refused(folder, tmp_path, tokenizer, monkeypatch):
+    monkeypatch.setattr(trainer_module, "WHOLE", ())
+    with pytest.raises(InputError, match=r"NO spreads the weights over processes.*launch with DDP"):
+        ours(folder, tmp_path, tokenizer)
+
+
+def test_rollouts_in_portions_are_those_of_each_portion(folder, tmp_path, tokenizer):
+    """Five prompts, two at a time, from one generator."""
+    trainer = ours(folder, tmp_path, tokenizer, rollout_prompts=2)
+    prompts = list(dataset()["prompt"])[:5]
+    found = trainer.sample(prompts, 3, (7, 1))
+    generator = torch.Generator().manual_seed(trainer_module._mix(7, 1))
+    rows = 0
+    for start in (0, 2, 4):
+        batch = tokenizer(prompts[start : start + 2], return_tensors="pt", padding=True)
+        part = grouped_rollouts(
+            trainer.model,
+            batch["input_ids"],
+            batch["attention_mask"],
+            LAYOUT,
+            trainer.trie,
+            3,
+            block_budget=3,
+            generator=generator,
+            pad_id=PAD,
+        )
+        width = part.completion_ids.shape[1]
+        for name in ("completion_ids", "completion_mask", "sampled"):
+            assert torch.equal(getattr(found, name)[rows : rows + len(part.sids), :width], getattr(part, name))
+        torch.testing.assert_close(found.logps[rows : rows + len(part.sids), :width], part.logps)
+        assert not found.completion_mask[rows : rows + len(part.sids), width:].any()
+        rows += len(part.sids)
+    assert rows == len(found.sids) == 15
+
+
+def test_rollouts_in_lower_precision_score_as_the_update_does(folder, tmp_path, tokenizer):
+    trainer = ours(folder, tmp_path, tokenizer, bf16=True, max_steps=2)
+    losses = Losses(trainer)
+    trainer.train()
+    assert all(np.isfinite(losses.values))
+    kl = [row["kl"] for row in trainer.state.log_history if "kl" in row]
+    assert kl[0] < 1e-6
+    assert trainer.model.dtype == torch.float32  # weights stay
+
+
+def test_adapters_are_trained_against_the_model_without_them(folder, tmp_path, tokenizer):
+    before = load(folder).state_dict()
+    trainer = ours(folder, tmp_path, tokenizer, lora_rank=2, learning_rate=1e-2, beta=1e-3, max_steps=4)
+    assert trainer.ref_model is None
+    trainer.train()
+    kl = [row["kl"] for row in trainer.state.log_history if "kl" in row]
+    assert kl[0] < 1e-6 < kl[-1]
+    model = merged(trainer.accelerator.unwrap_model(trainer.model))
+    for name, after in model.state_dict().items():
+        moved = (after - before[name]).double()
+        assert torch.linalg.matrix_rank(moved, rtol=1e-4) <= 2 if "proj" in name else moved.abs().max() == 0
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -26,22 +25,10 @@ class Critic(nn.Module):
     Args:
         policy: whose trunk is copied.
         scale: of the rewards; the head counts in units of it.
-
-    Raises:
-        InputError: weights spread over processes, which cannot be copied.
     """
 
     def __init__(self, policy: PreTrainedModel, accelerator: Accelerator, learning_rate: float, scale: float):
         super().__init__()
-        if accelerator.distributed_type not in (
-            DistributedType.NO,
-            DistributedType.MULTI_CPU,
-            DistributedType.MULTI_GPU,
-        ):
-            raise InputError(
-                f"objective 'rlvr' copies the policy for its values and needs it whole on each process; this is "
-                f"{accelerator.distributed_type.value}."
-            )
         self.trunk = copy.deepcopy(policy.base_model)
         self.head = nn.Linear(policy.config.get_text_config().hidden_size, 1)
         nn.init.zeros_(self.head.weight)

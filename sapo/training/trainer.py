@@ -20,7 +20,7 @@ from typing import Any, Literal, Self
 
 import numpy as np
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import DistributedType, gather_object
 from datasets import Dataset
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -55,9 +55,10 @@ RESAMPLING_ROUNDS = 4  # of DAPO's dynamic sampling
 MAX_START_KL = 1e-6  # policy against reference, before the first update
 # Options of TRL's trainer that the built-in decoder and losses do not read: better refused than ignored.
 UNUSED = (
-    *("top_p", "top_k", "min_p", "repetition_penalty", "generation_kwargs", "use_vllm"),
-    *("use_transformers_continuous_batching", "delta", "off_policy_mask_threshold", "multi_objective_aggregation"),
+    *("top_p", "top_k", "min_p", "repetition_penalty", "generation_kwargs"),
+    *("delta", "off_policy_mask_threshold", "multi_objective_aggregation"),
 )
+WHOLE = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)  # each process has all weights
 _LOSS_TYPES = {"sequence": "grpo", "token": "dapo", "constant": "dr_grpo", "step": "grpo"}
 _RATIO_LEVELS = {"token": "token", "sequence": "sequence", "sequence_sum": "sequence", "step": "token"}
 
@@ -146,8 +147,16 @@ class SAPOConfig(GRPOConfig):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{name} is {value}; at least 1.")
+        if self.lora_rank is not None and chosen.credit == "token":
+            raise InputError(f"objective {self.objective!r} copies the policy for its values: leave lora_rank out.")
         if self.sid_logps not in ("trie", "full"):
             raise InputError(f"sid_logps is {self.sid_logps!r}; use 'trie' or 'full'.")
+        if self.use_vllm or self.use_transformers_continuous_batching:
+            raise InputError(
+                "use_vllm and use_transformers_continuous_batching write completions that nothing holds to K closed "
+                "blocks and a SID of the catalogue. Leave them out for the decoder that does; or ask a server of yours "
+                "from rollout_func, whose malformed completions are paid 0."
+            )
         for name in UNUSED:
             default = GRPOConfig.__dataclass_fields__[name].default
             if getattr(self, name) != default:
@@ -297,6 +306,11 @@ class SAPOTrainer(GRPOTrainer):
                 optimizers=optimizers,
                 rollout_func=rollout_func or _own_rollouts,
                 peft_config=None if args.lora_rank is None else lora_config(args.lora_rank),
+            )
+        if self.accelerator.distributed_type not in WHOLE:
+            raise InputError(
+                f"{self.accelerator.distributed_type.value} spreads the weights over processes, and rollouts need them "
+                f"whole on each: launch with DDP (accelerate launch --multi_gpu), or train adapters (lora_rank)."
             )
         self.trie = trie.to(self.accelerator.device)
         if args.share_prompts:
