@@ -1,4 +1,4 @@
-"""Files that are either whole or absent."""
+"""Files that are either whole or absent, and lines of files that others wrote."""
 
 import errno
 import os
@@ -6,10 +6,14 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedIOBase
 from pathlib import Path
 
 from safetensors import SafetensorError
 
+from sapo.errors import InputError
+
+LONGEST_LINE = 2**25  # bytes; a file that unpacks into one endless line must not fill the memory
 # What torch says when a checkpoint does not fit the disk; which of them depends on where in the file it ended.
 _TORCH_CANNOT_WRITE = ("PytorchStreamWriter", "inline_container", "iostream error")
 
@@ -68,3 +72,17 @@ def write_folder_atomically(path: str | Path) -> Iterator[Path]:
         shutil.rmtree(earlier, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def read_lines(file: BufferedIOBase, path: str | Path) -> Iterator[bytes]:
+    """Lines of a file that is open, their ends included.
+
+    Raises:
+        InputError: a line of more than 32 MiB.
+    """
+    number = 0
+    while line := file.readline(LONGEST_LINE + 1):
+        number += 1
+        if len(line) > LONGEST_LINE:
+            raise InputError(f"{path}, line {number}: longer than {LONGEST_LINE // 2**20} MiB; a line is one row.")
+        yield line

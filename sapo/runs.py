@@ -240,7 +240,7 @@ def read_runs(out: Path) -> pd.DataFrame:
         try:
             run = json.loads(path.read_text(encoding="utf-8"))
             run["learning_rate"] = run.get("config", {}).get("learning_rate")
-        except (UnicodeDecodeError, json.JSONDecodeError, AttributeError) as error:
+        except (UnicodeDecodeError, json.JSONDecodeError, AttributeError, RecursionError) as error:
             raise InputError(f"{path}: not a run's manifest: {error}") from None
         runs.append({"run": path.parent.relative_to(out).as_posix()} | {name: run.get(name) for name in RUN_COLUMNS})
     return pd.DataFrame(runs, columns=["run", *RUN_COLUMNS], dtype=object)

@@ -32,7 +32,7 @@ from sapo.data.download import download
 from sapo.data.interactions import DAY_LIMIT, Interactions, chronological_pairs
 from sapo.data.tsv import write_table
 from sapo.errors import InputError
-from sapo.files import write_atomically
+from sapo.files import read_lines, write_atomically
 from sapo.progress import progress_bar
 
 Release = Literal["2018", "2014"]
@@ -272,7 +272,7 @@ def _lines(path: Path, title: str) -> Iterator[str]:
             compressed = raw.read(2) == b"\x1f\x8b"
             raw.seek(0)
             with gzip.open(raw) if compressed else raw as file:
-                for number, line in enumerate(file, start=1):
+                for number, line in enumerate(read_lines(file, path), start=1):
                     if title and number % 4096 == 0:
                         bar.update(raw.tell() - bar.n)
                     yield line.decode("utf-8", "replace").strip()

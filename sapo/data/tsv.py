@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sapo.errors import InputError
-from sapo.files import write_atomically
+from sapo.files import read_lines, write_atomically
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ class Table:
         number = 0
         try:
             with gzip.open(self.path) if self.path.suffix == ".gz" else self.path.open("rb") as file:
-                for number, line in enumerate(file, start=1):
+                for number, line in enumerate(read_lines(file, self.path), start=1):
                     # spreadsheets on Windows write a byte order mark and \r\n
                     text = line.decode("utf-8-sig" if number == 1 else "utf-8")
                     yield text.removesuffix("\n").removesuffix("\r").split("\t")

@@ -1,10 +1,11 @@
 """A policy: a model with everything it takes to ask it for items. Saved and loaded as one folder."""
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
 import torch
 from jaxtyping import Float, Int
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerFast
 
 MANIFEST = "sapo.json"
+MOST = 10**6  # of any number in it
 SETTINGS = (
     *("split", "data_hash", "block_budget", "max_history", "min_block_tokens"),
     *("thinking", "num_blocks", "contrast", "chat"),
@@ -144,12 +146,7 @@ class Policy:
         folder = Path(folder)
         if not (folder / MANIFEST).is_file():
             raise InputError(f"{folder} is no policy folder: it has no {MANIFEST}. Train one with `sapo run`.")
-        try:
-            manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
-        except ValueError as error:
-            raise InputError(
-                f"{folder / MANIFEST} is damaged: {error}. Train the policy again with `sapo run`."
-            ) from None
+        manifest = _read_manifest(folder / MANIFEST)
         if manifest["num_levels"] != catalog.num_levels:
             raise InputError(
                 f"{folder} holds a policy of K = {manifest['num_levels']} levels; the catalogue {catalog.name!r} has "
@@ -160,9 +157,39 @@ class Policy:
                 f"{folder} holds a policy of the catalogue {manifest['catalog']!r}; {catalog.name!r} has other items."
             )
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device)
-        tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
-        return cls(model, tokenizer, catalog, **{name: manifest[name] for name in SETTINGS if name in manifest})
+        safe: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+        try:
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, **safe)
+            tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left", **safe)
+        except Exception as error:  # of json, safetensors, tokenizers and transformers, each in its own way
+            raise InputError(f"{folder} holds a policy that cannot be read: {error}") from error
+        settings = {name: manifest[name] for name in SETTINGS if name in manifest}
+        return cls(model.to(device), tokenizer, catalog, **settings)
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    """What a policy's folder says of it.
+
+    Raises:
+        InputError: not what `save` writes.
+    """
+    try:
+        manifest = json.loads(path.read_text("utf-8"))
+        numbers = {name: manifest[name] for name in ("num_levels", "block_budget", "max_history")}
+        numbers |= {name: manifest.get(name, 0) for name in ("min_block_tokens", "num_blocks")}
+        numbers["num_blocks"] = numbers["num_blocks"] or 0
+        words = [manifest[name] for name in ("catalog_hash", "catalog", "split", "data_hash")]
+        flags = [manifest.get(name, False) for name in ("thinking", "chat")]
+        weight = manifest.get("contrast")
+        counted = all(type(number) is int and 0 <= number < MOST for number in numbers.values())
+        whole = (
+            counted and all(isinstance(word, str) for word in words) and all(flag in (True, False) for flag in flags)
+        )
+        if not whole or not (weight is None or (type(weight) in (int, float) and math.isfinite(weight))):
+            raise ValueError("a setting has no value that fits it")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(f"{path} is damaged: {error}. Train the policy again with `sapo run`.") from None
+    return manifest
 
 
 class Recommendations(NamedTuple):
