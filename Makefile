@@ -10,10 +10,10 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce test bench lint notebooks clean
+.PHONY: help reproduce test test-verl bench lint notebooks clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 reproduce: $(INSTALLED) ## train, evaluate, draw: everything into OUT= (DATA=folder, PRESET=quick|small)
 	$(BIN)/sapo run --preset $(PRESET) --out "$(OUT)" $(if $(DATA),--data "$(DATA)")
@@ -23,6 +23,15 @@ reproduce: $(INSTALLED) ## train, evaluate, draw: everything into OUT= (DATA=fol
 test: $(INSTALLED) ## all tests, with the coverage of sapo/ (PYTEST_WORKERS=2)
 	SAPO_FAST=1 OMP_NUM_THREADS=1 MPLBACKEND=Agg HF_HUB_OFFLINE=1 \
 		$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist worksteal --cov=sapo --cov-report=term
+
+# torch alone first: what is built on it would bring another one.
+test-verl: ## the tests of sapo.integrations.verl, in an environment of their own (.venv-verl)
+	@test -x .venv-verl/bin/python || $(PYTHON) -m venv .venv-verl
+	@.venv-verl/bin/python -m pip install -qq --disable-pip-version-check $$(grep ^torch= constraints-verl.txt)
+	@.venv-verl/bin/python -m pip install -qq --disable-pip-version-check -r constraints-verl.txt
+	@.venv-verl/bin/python -m pip install -qq --disable-pip-version-check --no-deps -e .
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 .venv-verl/bin/python -m pytest -q -c /dev/null --rootdir tests \
+		-p no:cacheprovider tests/test_verl.py tests/test_step_codes.py
 
 bench: $(INSTALLED) ## speed and memory against what one would run instead: benchmarks/out/bench.json
 	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks

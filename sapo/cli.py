@@ -579,8 +579,39 @@ class Explain:
 
 
 @dataclass(frozen=True)
+class RowsForVerl:
+    """Write the rows of a split as verl reads them, asked as a policy asks."""
+
+    folder: tyro.conf.Positional[Path]
+    """Folder of TSV files."""
+    model: Path
+    """Folder of a policy of the preset paper, for instance OUT/runs/.../seed0/stage2-.../policy."""
+    to: Path
+    """The parquet file."""
+    rows: Literal["train", "valid", "test"] = "train"
+    """Which rows of the split."""
+    sids: str = "sids"
+    """Which semantic IDs of the folder."""
+    split: Split = "auto"
+    """A policy is refused on a split that it was not trained for."""
+
+    def __call__(self) -> None:
+        from sapo.integrations.rows import write_rows
+        from sapo.policy.policy import Policy
+        from sapo.recipes import QUICK
+        from sapo.runs import Job, load_world
+
+        world = load_world(Job(QUICK, "", str(self.folder), self.sids, self.split))
+        policy = Policy.load(self.model, world.catalog, "cpu")
+        policy.check_split(world.split)
+        write_rows(policy, getattr(world.split, self.rows), self.to)
+        print(self.to)
+
+
+@dataclass(frozen=True)
 class Data:
-    """Look at a data folder, make one of raw Amazon reviews, give its items SIDs and rationales, compare SIDs."""
+    """Look at a data folder, make one of raw Amazon reviews, give its items SIDs and rationales, compare SIDs, write
+    rows for verl."""
 
     action: tyro.conf.OmitArgPrefixes[
         Annotated[Describe, tyro.conf.subcommand("describe", prefix_name=False)]
@@ -588,6 +619,7 @@ class Data:
         | Annotated[Tokenize, tyro.conf.subcommand("tokenize", prefix_name=False)]
         | Annotated[Compare, tyro.conf.subcommand("compare", prefix_name=False)]
         | Annotated[Explain, tyro.conf.subcommand("explain", prefix_name=False)]
+        | Annotated[RowsForVerl, tyro.conf.subcommand("verl", prefix_name=False)]
     ]
 
     def __call__(self) -> None:

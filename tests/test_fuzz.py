@@ -175,7 +175,7 @@ def test_damaged_input_is_read_or_refused(name, targets, tmp_path):
         data = damaged(seed, rng)
         try:
             load(tmp_path, data)
-        except InputError:
+        except (InputError, FloatingPointError):  # the latter is how a policy says that its weights are broken
             pass
         except Exception as error:
             raise AssertionError(f"{name}: {data!r}") from error

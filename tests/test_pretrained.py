@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 import torch
 from checkpoints import checkpoint
@@ -14,6 +15,7 @@ from sapo.data.catalog import Catalog
 from sapo.data.interactions import Interactions
 from sapo.errors import InputError
 from sapo.experiments import run
+from sapo.integrations.rows import write_rows
 from sapo.policy.backbone import Pretrained, add_item_tokens, load_pretrained
 from sapo.policy.chat import SYSTEM, ChatWording
 from sapo.policy.policy import Policy, recommend
@@ -193,6 +195,25 @@ def test_a_tokenizer_without_the_tokens_of_items_is_refused(folders):
     _, tokenizer = load_pretrained(Pretrained(str(folders["qwen"])))
     with pytest.raises(InputError, match=r"does not keep .*add_item_tokens"):
         ChatWording(CATALOG, 3, tokenizer)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_for_verl_ask_what_the_policy_asks(make, kind, tmp_path):
+    """verl puts their messages through the same template."""
+    policy = make(kind)
+    write_rows(policy, SPLIT.train, tmp_path / "rows.parquet")
+    table = pd.read_parquet(tmp_path / "rows.parquet")
+    asked = [
+        policy.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+        for messages in table["prompt"]
+    ]
+    assert asked == policy.prompts(SPLIT.train.history, thinking=True)
+    assert [row["ground_truth"] for row in table["reward_model"]] == ["<a_0><b_1>", "<a_1><b_0>", "<a_1><b_1>"]
+    assert set(table["data_source"]) == {"shop"}
+    policy.tokenizer.chat_template = None
+    with pytest.raises(InputError, match="asks through a chat template"):
+        write_rows(policy, SPLIT.train, tmp_path / "none.parquet")
+    assert not (tmp_path / "none.parquet").exists()
 
 
 # --------------------------------------------------------------------------------------------------------- decoding

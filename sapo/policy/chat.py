@@ -56,6 +56,10 @@ class ChatWording:
 
     def ask(self, history: Sequence[int], thinking: bool) -> str:
         """What comes next after SIDs, thought about or at once."""
+        return self.turn(self.question(history, thinking))
+
+    def question(self, history: Sequence[int], thinking: bool) -> str:
+        """The same before the template."""
         items = ", ".join(map(self.name, history[-self.max_history :])) or "nothing yet"
         levels = self.catalog.num_levels
         then = (
@@ -63,7 +67,7 @@ class ChatWording:
             if thinking
             else "Give its semantic ID."
         )
-        return self.turn(f"The user took these items, oldest first: {items}. Which item comes next? {then}")
+        return f"The user took these items, oldest first: {items}. Which item comes next? {then}"
 
     def ask_by_titles(self, history: Sequence[int]) -> str:
         """What comes next after titles."""
@@ -109,12 +113,17 @@ class ChatWording:
         """
         if self.tokenizer.chat_template is None:
             return f"{self.tokenizer.bos_token or ''}{SYSTEM}\n\nQuestion: {question}\n\nAnswer:\n"
+        text = self._template(self.messages(question))
+        return text[: text.rindex(THINK_START)] if text.rstrip().endswith(THINK_START) else text
+
+    def messages(self, question: str) -> list[dict[str, str]]:
+        """The turns that the template is given."""
         turns = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": question}]
         try:
-            text = self._template(turns)
+            self._template(turns)
         except TemplateError:  # how templates refuse a role
-            text = self._template([{"role": "user", "content": f"{SYSTEM}\n\n{question}"}])
-        return text[: text.rindex(THINK_START)] if text.rstrip().endswith(THINK_START) else text
+            return [{"role": "user", "content": f"{SYSTEM}\n\n{question}"}]
+        return turns
 
     def _template(self, turns: list[dict[str, str]]) -> str:
         return str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))

@@ -146,7 +146,7 @@ def _answered(path: Path, catalog: Catalog, name: str) -> dict[Key, str]:
     if lines and not lines[-1].endswith(b"\n"):
         try:
             json.loads(lines[-1])
-        except ValueError:
+        except (ValueError, RecursionError):
             lines.pop()
         else:
             lines[-1] += b"\n"
@@ -302,5 +302,5 @@ def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                     yield number, fields
     except UnicodeDecodeError as error:
         raise InputError(f"{path}, after line {number}: not UTF-8 ({error.reason}); save it as UTF-8.") from error
-    except (json.JSONDecodeError, csv.Error) as error:
+    except (json.JSONDecodeError, RecursionError, csv.Error) as error:
         raise InputError(f"{path}, line {number}: no {path.suffix.lstrip('.') or 'JSON'} ({error}).") from error

@@ -1,0 +1,1 @@
+"""Step-aligned credit in other trainers."""
