@@ -661,6 +661,34 @@ def test_rollouts_in_lower_precision_score_as_the_update_does(folder, tmp_path, 
     assert trainer.model.dtype == torch.float32  # weights stay
 
 
+def test_batches_without_credit_are_warned_of_once(folder, tmp_path, tokenizer, monkeypatch, caplog):
+    """Exact match is never right, so that nothing is trained; the run goes on and loses nothing."""
+    monkeypatch.setattr(trainer_module, "SILENT_BATCHES", 3)
+    rows = dataset()
+    never = SIDS[0].tolist()
+
+    def wrong(prompts, trainer):
+        found = fixed_rollouts(prompts, trainer)
+        others = [sid for sid in SIDS.tolist() if sid != never]
+        for row, ids in enumerate(found["completion_ids"]):
+            sid = others[row % len(others)]
+            ids[-len(SIZES) :] = [int(LAYOUT.sid_token_ids[level][code]) for level, code in enumerate(sid)]
+        return found
+
+    targets = Dataset.from_dict({"prompt": list(rows["prompt"]), "target_sid": [never] * len(rows)})
+    options = {"objective": "grpo", "beta": 0.0, "rollout_func": wrong, "max_steps": 6, "weight_decay": 0.0}
+    trainer = ours(folder, tmp_path, tokenizer, rows=targets, **options)
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    with caplog.at_level("WARNING", logger=trainer_module.__name__):
+        trainer.train()
+    said = [record.message for record in caplog.records if "gave no completion any credit" in record.message]
+    assert len(said) == 1
+    assert "'grpo', 4 completions" in said[0]
+    assert trainer.state.global_step == 6
+    for name, value in trainer.model.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
 def test_adapters_are_trained_against_the_model_without_them(folder, tmp_path, tokenizer):
     before = load(folder).state_dict()
     trainer = ours(folder, tmp_path, tokenizer, lora_rank=2, learning_rate=1e-2, beta=1e-3, max_steps=4)

@@ -12,6 +12,7 @@ Rollouts come from TRL's `rollout_func` hook, the one way to tell it which token
 """
 
 import copy
+import logging
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -51,6 +52,8 @@ from sapo.semantic_ids.trie import SidTrie
 from sapo.training.adapters import lora_config
 from sapo.training.critic import Critic
 
+logger = logging.getLogger(__name__)
+SILENT_BATCHES = 50  # without any credit, before a warning
 RESAMPLING_ROUNDS = 4  # of DAPO's dynamic sampling
 MAX_START_KL = 1e-6  # policy against reference, before the first update
 # Options of TRL's trainer that the built-in decoder and losses do not read: better refused than ignored.
@@ -284,6 +287,7 @@ class SAPOTrainer(GRPOTrainer):
         self.layout, self.trie = layout, trie
         self._prepared: Rollouts | None = None
         self._sampled: Tensor | None = None  # log-probabilities of a batch that was sampled a moment ago
+        self._silent_batches = 0
         self._update_began = (-1, 0)  # its number, and the micro-step it began at
         self._start_is_checked = args.beta == 0
         given = [] if reward_funcs is None else reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
@@ -545,6 +549,7 @@ class SAPOTrainer(GRPOTrainer):
         log["frac_zero_credit"].append(
             (by_step == 0).view(-1, group_size * by_step.shape[1]).all(1).float().mean().item()
         )
+        self._warn_of_silence(mode, bool((by_step == 0).all()))
         log["signs_differ"].append(((by_step > 0).any(1) & (by_step < 0).any(1)).float().mean().item())
         exact = match.prod(1, keepdim=True)
         log["exact/frac_zero_spread"].append(_no_spread(exact, group_size).mean().item())
@@ -563,6 +568,19 @@ class SAPOTrainer(GRPOTrainer):
         shown.extend(by_step.mean(1).tolist())
         for k in range(steps if advantages.dim() == 2 else 0):
             self._logs["extra"][f"advantage_step_{k + 1}"].extend(by_step[:, k].tolist())
+
+    def _warn_of_silence(self, mode: str, silent: bool) -> None:
+        """Once, where so many batches in a row gave no token any credit: what runs then trains nothing."""
+        if mode != "train":
+            return
+        self._silent_batches = self._silent_batches + 1 if silent else 0
+        if self._silent_batches == SILENT_BATCHES:
+            logger.warning(
+                f"{SILENT_BATCHES} batches in a row gave no completion any credit: every group's rewards are alike "
+                f"(objective {self.args.objective!r}, {self.num_generations} completions a prompt). Nothing is trained "
+                f"but towards the reference. More completions, an objective with rewards of steps, or a longer stage 2 "
+                f"are the usual cures."
+            )
 
     def _sample_until_spread(self, inputs: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], int]:
         """DAPO's dynamic sampling: replace prompts whose group has no spread, for at most 4 rounds.
