@@ -66,7 +66,7 @@ def read_rationales(path: str | Path, catalog: Catalog) -> dict[Key, str]:
         try:
             items = tuple(int(item) for item in (history if isinstance(history, list) else str(history).split()))
             target = int(fields["target"])
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise InputError(f"{path}, line {line}: history and target are item ids ({error}).") from error
         if not items or not all(0 <= item < catalog.num_items for item in (*items, target)):
             raise InputError(f"{path}, line {line}: items are 0 to {catalog.num_items - 1}, at least one in a history.")
