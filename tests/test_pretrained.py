@@ -11,6 +11,7 @@ from checkpoints import checkpoint
 from safetensors.torch import load_file
 from test_experiments import TINY
 
+from sapo import cli
 from sapo.data.catalog import Catalog
 from sapo.data.interactions import Interactions
 from sapo.errors import InputError
@@ -160,6 +161,25 @@ def test_a_question_goes_through_the_chat_template(make):
     assert "Think" not in at_once
     assert "then" not in at_once
     assert make("qwen", thinking=False).prompts([history]) == [at_once]
+
+
+def test_the_command_writes_rows_of_its_own_split_alone(make, tmp_path, capsys):
+    world = Job(TINY, "").world
+    data = tmp_path / "shop"
+    world.catalog.save(data)
+    world.synthetic.interactions.save(data)
+    model, tokenizer = make("qwen").model, make("qwen").tokenizer
+    add_item_tokens(model, tokenizer, world.catalog)
+    split = world.split
+    policy = Policy(model, tokenizer, Catalog.load(data), split.name, split.data_hash, 4, 5, chat=True)
+    policy.save(tmp_path / "policy")
+    command = cli.RowsForVerl(data, tmp_path / "policy", tmp_path / "rows.parquet", "valid")
+    command()
+    assert capsys.readouterr().out.strip() == str(tmp_path / "rows.parquet")
+    assert len(pd.read_parquet(tmp_path / "rows.parquet")) == len(split.valid)
+    replace(policy, data_hash="other").save(tmp_path / "policy")
+    with pytest.raises(InputError, match="its training rows may hold these targets"):
+        command()
 
 
 def test_templates_that_open_a_block_leave_it_to_the_decoder(make):
