@@ -71,7 +71,7 @@ class Run:
         for_pretrained = {"--backbone": self.backbone, "--lora": self.lora, "--row-updates": self.row_updates}
         if self.preset == "paper":
             start = Pretrained(self.backbone or PAPER_BACKBONE, None, self.row_updates or 0, self.lora)
-            recipe = recipes.paper(*_sizes(self.data, self.sids, self.split), start)
+            recipe = recipes.paper(*_sizes(self.data, self.sids, self.split, self.rationales), start)
         elif given := [name for name, value in for_pretrained.items() if value is not None]:
             raise InputError(f"--preset {self.preset} trains small models; {given[0]} is of --preset paper.")
         else:
@@ -85,6 +85,11 @@ class Run:
         if self.ablations is not None:
             recipe = replace(recipe, ablations=self.ablations)
         recipe = replace(recipe, systems=self.systems)
+        if self.backbone is not None:
+            recipe = replace(recipe, preset=f"{recipe.preset}-{Path(self.backbone).name}")
+        for word, number in (("lora", self.lora), ("rows", self.row_updates)):
+            if number:
+                recipe = replace(recipe, preset=f"{recipe.preset}-{word}{number}")
         if self.fraction != 1:
             recipe = recipe.shortened(self.fraction)
         stage3, name = recipe.stage3, recipe.preset  # another name, so that its rows are not taken for the preset's
@@ -267,13 +272,14 @@ class Plan:
         from sapo.stages import words_and_traces
 
         start = Pretrained(self.backbone, lora_rank=self.lora)
-        recipe = recipes.paper(*_sizes(self.data, self.sids, self.split), start)
+        recipe = recipes.paper(*_sizes(self.data, self.sids, self.split, self.rationales), start)
         data, rationales = (None if path is None else str(path) for path in (self.data, self.rationales))
         job = Job(recipe, "", data, self.sids, self.split, rationales)
         config, tokenizer = planning.model_config(start), planning.plan_tokenizer(start, job.world)
-        own = len(tokenizer)
+        own = len(tokenizer) if Path(self.backbone).is_dir() else config.get_text_config().vocab_size
+        taught = len(tokenizer)
         lengths = planning.measure_lengths(recipe, job.world, words_and_traces(job)[1], tokenizer)
-        vocabulary = max(config.get_text_config().vocab_size, own) + len(tokenizer) - own
+        vocabulary = own + len(tokenizer) - taught
         size = planning.Size.of(config, vocabulary)
         print(f"{self.backbone}: {size.parameters / 1e9:.2f} billion parameters, {vocabulary:,} tokens")
         exact = "" if Path(self.backbone).is_dir() else ", by a tokenizer learnt from the titles"
@@ -645,13 +651,18 @@ def _rounded(table: "pd.DataFrame", digits: int) -> "pd.DataFrame":
     return table.map(lambda value: float(f"{value:.{digits}g}") if isinstance(value, float) else value)
 
 
-def _sizes(data: Path | None, sids: str, split: Split) -> tuple[int, int]:
-    """Training rows and items."""
+def _sizes(data: Path | None, sids: str, split: Split, rationales: Path | None) -> tuple[int, int, int]:
+    """Training rows, how many of them a teacher has explained (all where nobody was asked), and items."""
+    from sapo.policy.rationales import RationaleTraces, read_rationales
     from sapo.recipes import QUICK
     from sapo.runs import Job, load_world
 
     world = load_world(Job(QUICK, "", None if data is None else str(data), sids, split))
-    return len(world.split.train), world.catalog.num_items
+    rows = explained = world.split.train
+    if rationales is not None:
+        traces = RationaleTraces(read_rationales(rationales, world.catalog), world.catalog.num_levels)
+        explained = traces.rows(rows)
+    return len(rows), len(explained), world.catalog.num_items
 
 
 def _at_least_one(name: str, value: int | None) -> None:

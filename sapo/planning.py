@@ -34,6 +34,9 @@ QWEN3 = {
 }
 SAMPLED = 300  # examples of each stage whose lengths are measured
 GIB = 2**30
+# Bytes of a logit, which arrives in float32 beside the bfloat16 that it was: cross-entropy adds its log and a gradient;
+# log-probabilities of sets, whose gradient takes its place, add nothing.
+CROSS_ENTROPY, SET_LOGPS = 14, 6
 
 
 @dataclass(frozen=True)
@@ -88,9 +91,10 @@ class Size:
         """Operations of a forward pass over tokens that each see `context` others, with logits at some of them."""
         return 2 * tokens * (self.body + 2 * self.layers * self.attention * context) + 2 * logits * self.head
 
-    def learning(self, tokens: float, logits: float, context: float) -> float:
-        """Those of an update: forward, backward (twice as many), and the layers forward once more."""
-        return 3 * self.reading(tokens, logits, context) + self.reading(tokens, 0, context)
+    def learning(self, tokens: float, logits: float, context: float, whole: bool = True) -> float:
+        """Those of an update: forward, backward (twice as many, once where only adapters get gradients), and the layers
+        forward once more."""
+        return (3 if whole else 2) * self.reading(tokens, logits, context) + self.reading(tokens, 0, context)
 
     def adapters(self, rank: int) -> int:
         """Parameters of low-rank adapters: of queries, keys, values and output, and of the MLP's three matrices."""
@@ -102,14 +106,16 @@ class Size:
         several processes exchange gradients in buckets that are as large as these."""
         return 4.0 * self.parameters * (1 + reference) + (12.0 + 4.0 * (processes > 1)) * trained
 
-    def activations(self, tokens: float, logits: float) -> float:
-        """Bytes of an update's micro-batch: what each layer hands to the next, one layer at work, logits.
+    def activations(self, tokens: float, logits: float, logit_bytes: int) -> float:
+        """Bytes of an update's micro-batch: what each layer hands to the next, one layer at work, logits, and the
+        weights in bfloat16 that autocast keeps.
 
         A layer at work keeps about six vectors of the width and three of the MLP's a token, and as many gradients, half
-        of it in bfloat16. Logits are bfloat16; their gradient takes their place.
+        of it in bfloat16.
         """
         layer = tokens * (6 * self.width + 3 * self.mlp) * 2 * 3
-        return tokens * self.width * 4 * self.layers + layer + logits * self.vocabulary * 2
+        kept = tokens * self.width * 4 * self.layers + 2 * self.parameters
+        return kept + layer + logits * self.vocabulary * logit_bytes
 
     def cache(self, tokens: float) -> float:
         """Bytes of keys and values, in bfloat16."""
@@ -189,8 +195,9 @@ def plan(recipe: Recipe, size: Size, lengths: Lengths, processes: int) -> list[S
     ):
         micro, _ = divide("examples", config.batch_size, config.micro_batch, processes)
         examples = config.updates * config.batch_size
-        memory = size.state(trained, False, processes) + size.activations(*[micro * lengths.longest_example] * 2)
-        operations = size.learning(examples * mean_length, examples * learnt, mean_length / 2)
+        read = micro * lengths.longest_example
+        memory = size.state(trained, False, processes) + size.activations(read, read, CROSS_ENTROPY)
+        operations = size.learning(examples * mean_length, examples * learnt, mean_length / 2, rank is None)
         stages.append(StagePlan(name, config.updates, examples * mean_length, operations, memory))
     rl = recipe.stage3
     micro, accumulated = divide("prompts", rl.prompts, rl.micro_prompts, processes)
@@ -201,11 +208,12 @@ def plan(recipe: Recipe, size: Size, lengths: Lengths, processes: int) -> list[S
     operations = size.reading(asked * lengths.prompt, asked, lengths.prompt / 2)
     operations += size.reading(written, written, context)  # writing
     operations += size.reading(together, written, context)  # the reference
-    operations += size.learning(together, written, context)
+    operations += size.learning(together, written, context, rank is None)
     row = lengths.longest_completion * rl.group_size
     at_once = min(micro * accumulated, rl.rollout_prompts or rl.prompts)
     writing = size.cache(at_once * (lengths.longest_prompt + row)) + at_once * rl.group_size * size.vocabulary * 8
-    learning = size.activations(micro * (lengths.longest_prompt + row), micro * row)
+    writing += 2 * size.parameters  # in bfloat16
+    learning = size.activations(micro * (lengths.longest_prompt + row), micro * row, SET_LOGPS)
     memory = size.state(trained, rank is None, processes) + max(writing, learning)
     stages.append(StagePlan("3", rl.updates, together, operations, memory))
     return stages

@@ -6,6 +6,7 @@ every file written, by the first.
 
 import os
 from collections.abc import Callable
+from datetime import timedelta
 from functools import lru_cache
 from typing import TYPE_CHECKING, TypeVar
 
@@ -89,4 +90,6 @@ def _state() -> "PartialState":
 
     if not torch.accelerator.is_available():  # the trainers look here too, and would go on alone otherwise
         os.environ.setdefault("ACCELERATE_USE_CPU", "true")
-    return PartialState(cpu=os.environ.get("ACCELERATE_USE_CPU", "false").lower() == "true")
+    # the others wait while the first does what it does alone
+    cpu = os.environ.get("ACCELERATE_USE_CPU", "false").lower() == "true"
+    return PartialState(cpu=cpu, timeout=timedelta(hours=12))

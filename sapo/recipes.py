@@ -46,6 +46,8 @@ class EvaluationConfig:
     """Validation rows, which choose learning rates."""
     rollout_prompts: int = 64
     """Validation prompts whose stage-2 rollouts are kept for the comparison of advantages."""
+    batch_size: int = 128
+    """Rows that are drafted and searched at a time."""
 
 
 @dataclass(frozen=True)
@@ -126,9 +128,10 @@ SMALL = Recipe(
 )
 
 
-def paper(rows: int, items: int, backbone: Pretrained) -> Recipe:
+def paper(rows: int, explained: int, items: int, backbone: Pretrained) -> Recipe:
     """The settings of the paper's fork (zhengzaiyi/SIDReasoner), for so many training rows and items.
 
+    Stage 2 reads the rows that a teacher has `explained`, or all.
     Epochs are turned into updates. Stage 1 reads five streams of rows and three of items. Its epochs are at most ten
     and five there, with early stopping, and as many here. What the paper itself sets is not known.
     """
@@ -145,7 +148,7 @@ def paper(rows: int, items: int, backbone: Pretrained) -> Recipe:
             checkpointing=True,
         ),
         stage2=SFTConfig(
-            updates=max(1, 5 * rows // batch),
+            updates=max(1, 5 * explained // batch),
             batch_size=batch,
             learning_rate=1e-5,
             warmup=10,
@@ -163,7 +166,7 @@ def paper(rows: int, items: int, backbone: Pretrained) -> Recipe:
             rollout_prompts=8,
         ),
         backbone=backbone,
-        evaluation=EvaluationConfig(valid_rows=1000),
+        evaluation=EvaluationConfig(valid_rows=1000, batch_size=16),
         ablations=(),
         block_budget=336,  # three of them, delimiters, line breaks and a SID make 1,020 tokens of their 1,024
         words_per_block=8,  # without a teacher

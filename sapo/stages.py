@@ -4,6 +4,7 @@ the test; and where each lives.
 A run's folder depends on everything that decides its result. A run that is finished is not done again.
 """
 
+import gc
 import hashlib
 import shutil
 import time
@@ -158,26 +159,30 @@ def train_stage3(job: Job, seed: int, method: str, learning_rate: float) -> None
     try:
         with disk_errors(args.output_dir):
             trainer.train(resume_from_checkpoint=resume)
-        start = Policy.load(before, world.catalog)
-        trained = replace(start, model=merged(trainer.accelerator.unwrap_model(trainer.model)))
+        log, updates = trainer.state.log_history, trainer.state.global_step
+        model = merged(trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False))
         if processes.is_first():
-            trained.save(folder.policy)
+            replace(Policy.load(before, world.catalog, "cpu"), model=model.cpu()).save(folder.policy)
+        trainer.accelerator.free_memory()  # of a GPU, what the optimizer and the reference hold
+        del trainer, model
+        gc.collect()
         processes.wait()
-        metrics, counts = _validate(job, Policy.load(folder.policy, world.catalog))  # the last update may break it too
+        trained = Policy.load(folder.policy, world.catalog)
+        metrics, counts = _validate(job, trained)  # the last update may break it too
     except FloatingPointError as error:
         processes.of_first(partial(folder.give_up, error))
         return
     if not processes.is_first():
         return
-    write_table(tidy_log(trainer.state.log_history), folder.path / "log.csv")
+    write_table(tidy_log(log), folder.path / "log.csv")
     (folder.path / "completions").mkdir(exist_ok=True)
     for part in (folder.path / "checkpoints" / "completions").glob("*.parquet"):
         shutil.copy2(part, folder.path / "completions")
     metrics["learning_rate"] = learning_rate
     folder.write_card(metrics)
-    metrics["parameters"] = float(start.model.num_parameters())
+    metrics["parameters"] = float(trained.model.num_parameters())
     parent = supervised_folder(job, seed, stage_of(method))
-    _finish(folder, parent, began, trainer.state.global_step, metrics, counts)
+    _finish(folder, parent, began, updates, metrics, counts)
 
 
 def choose_contrast(job: Job, seed: int, system: str) -> None:
@@ -239,7 +244,9 @@ def run_test(job: Job, folder: RunFolder) -> None:
         metrics, users = evaluate_ranking(ranked, rows, KS)
     else:
         policy = Policy.load(folder.policy, world.catalog)
-        metrics, users = evaluate_policy(policy, world.split, "test", limit, title=f"test {folder.path.name}")
+        batch = job.recipe.evaluation.batch_size
+        title = f"test {folder.path.name}"
+        metrics, users = evaluate_policy(policy, world.split, "test", limit, batch_size=batch, title=title)
     if not processes.is_first():
         return
     write_table(users, folder.path / "per_user.csv.gz")
@@ -369,21 +376,26 @@ def stage2_rollouts(job: Job, policy: Policy, seed: int) -> pd.DataFrame:
     """G rollouts of the stage-2 policy on validation prompts: which levels match. What advantages are computed from."""
     evaluation, settings = job.recipe.evaluation, job.recipe.stage3
     rows = job.world.split.valid.sample(evaluation.rollout_prompts)
-    device, batch = policy.model.device, policy.encode(policy.prompts(rows.history))
-    rollouts = grouped_rollouts(
-        policy.model,
-        batch["input_ids"],
-        batch["attention_mask"],
-        policy.layout,
-        policy.trie,
-        settings.group_size,
-        block_budget=policy.block_budget,
-        temperature=settings.temperature,
-        generator=torch.Generator(device).manual_seed(seed),
-        pad_id=policy.tokenizer.pad_token_id,
-    )
+    generator = torch.Generator(policy.model.device).manual_seed(seed)
+    prompts, sids = policy.prompts(rows.history), []
+    count = settings.rollout_prompts or len(prompts)
+    for start in range(0, len(prompts), count):
+        batch = policy.encode(prompts[start : start + count])
+        rollouts = grouped_rollouts(
+            policy.model,
+            batch["input_ids"],
+            batch["attention_mask"],
+            policy.layout,
+            policy.trie,
+            settings.group_size,
+            block_budget=policy.block_budget,
+            temperature=settings.temperature,
+            generator=generator,
+            pad_id=policy.tokenizer.pad_token_id,
+        )
+        sids.append(rollouts.sids.cpu())
     target = policy.catalog.sids[rows.target].repeat_interleave(settings.group_size, 0)
-    match = (rollouts.sids.cpu() == target).long()
+    match = (torch.cat(sids) == target).long()
     prompt, rollout, level = np.indices((len(rows), settings.group_size, policy.catalog.num_levels)).reshape(3, -1)
     return pd.DataFrame({"prompt": prompt, "rollout": rollout, "level": level + 1, "match": match.flatten().numpy()})
 
@@ -398,9 +410,11 @@ def _recommender(job: Job, seed: int, system: str) -> RecR1 | R2ec | RecCoT:
 
 def _validate(job: Job, policy: Policy) -> tuple[dict[str, float], dict[str, int]]:
     """Validation metrics, and exact match on rows of the training split, which stage 3 draws its prompts from."""
-    split, limit = job.world.split, job.recipe.evaluation.valid_rows
-    metrics, valid = evaluate_policy(policy, split, "valid", limit, beams=(10,), title="validation")
-    on_seen, seen = evaluate_policy(policy, split, "train", len(valid), beams=(10,), title="training rows")
+    split, limit, size = job.world.split, job.recipe.evaluation.valid_rows, job.recipe.evaluation.batch_size
+    metrics, valid = evaluate_policy(policy, split, "valid", limit, beams=(10,), batch_size=size, title="validation")
+    on_seen, seen = evaluate_policy(
+        policy, split, "train", len(valid), beams=(10,), batch_size=size, title="training rows"
+    )
     metrics = {f"valid/{name}": value for name, value in metrics.items()}
     metrics["exact_match/unseen_rows"] = metrics["valid/recall@1"]
     metrics["exact_match/seen_rows"] = on_seen["recall@1"]

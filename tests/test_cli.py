@@ -157,7 +157,7 @@ def test_the_paper_preset_takes_its_updates_from_the_data(folder, monkeypatch, t
     whole, half = (job.recipe for job in jobs)
     assert whole.backbone == Pretrained("Qwen/Qwen3-1.7B", row_updates=5, lora_rank=8)
     assert half.backbone == Pretrained("my/model")
-    assert (whole.preset, half.preset) == ("paper", "paper-0.5")
+    assert (whole.preset, half.preset) == ("paper-lora8-rows5", "paper-model-0.5")
     assert whole.stage1.updates == max(1, 10 * (5 * rows + 3 * items) // 1024)
     assert whole.stage3.updates == max(1, 10 * rows // 256) == 2 * half.stage3.updates
     assert (whole.seeds, half.seeds) == ((0,), (0, 1, 2))

@@ -74,7 +74,7 @@ def test_adapters_and_cache_are_those_of_the_model(folders, kind):
     assert size.cache(ids.numel()) == 2 * held  # bytes of bfloat16
     policy = Policy(model, tokenizer, WORLD.catalog, "x", "y", 4, 5, chat=True)
     trained = adapted(policy, 3)
-    rows = len(item_rows(policy)) * size.width
+    rows = len(item_rows(policy)) * size.width * (1 + (kind == "llama"))  # whose head is a table of its own
     assert sum(p.numel() for p in trained.parameters() if p.requires_grad) == size.adapters(3) + rows
 
 
@@ -91,7 +91,7 @@ SIZE = Size(body=1000, table=200, vocabulary=50, width=4, layers=2, mlp=8, keys=
 
 
 def test_a_plan_by_hand():
-    recipe = recipes.paper(rows=2560, items=1000, backbone=Pretrained("x"))
+    recipe = recipes.paper(rows=2560, explained=2560, items=1000, backbone=Pretrained("x"))
     # stage 1: (5 x 2560 + 3 x 1000) x 10 / 1024 = 154.3 updates; stage 2: 12.5; stage 3: 2560 x 10 / 256 = 100
     first, second, third = plan(recipe, SIZE, LENGTHS, processes=4)
     assert (first.updates, second.updates, third.updates) == (154, 12, 100)
@@ -100,30 +100,32 @@ def test_a_plan_by_hand():
     assert third.tokens == 100 * 256 * (120 + 16 * 80)
     # a token's share of stage 1: 8 x (1000 + 2 x 2 x 4 x 50) and, of 40 in 100, 6 x 200
     assert first.operations == 154 * 1024 * 100 * (8 * 1800 + 0.4 * 6 * 200)
-    # weights, gradients, averages and buckets of 1200; 16 examples of 300 tokens: per token 2 x 4 x 4 of layers,
-    # (6 x 4 + 3 x 8) x 6 of one at work, 50 x 2 of logits
-    assert first.memory == second.memory == 1200 * (4 + 12 + 4) + 16 * 300 * (32 + 288 + 100)
+    # weights, gradients, averages, buckets and bfloat16 of 1200; 16 examples of 300 tokens: per token 2 x 4 x 4 of
+    # layers, (6 x 4 + 3 x 8) x 6 of one at work, 50 x 14 of logits
+    assert first.memory == second.memory == 1200 * (4 + 12 + 4 + 2) + 16 * 300 * (32 + 288 + 700)
     # and the reference's; one prompt of 150 and its 16 completions of 1020
-    learning = (150 + 16 * 1020) * (32 + 288) + 16 * 1020 * 100
+    learning = (150 + 16 * 1020) * (32 + 288) + 16 * 1020 * 50 * 6
     writing = 8 * (150 + 16 * 1020) * 2 * 6 * 2 + 8 * 16 * 50 * 8
-    assert third.memory == 1200 * (8 + 12 + 4) + max(learning, writing)
+    assert third.memory == 1200 * (8 + 12 + 4 + 2) + max(learning, writing)
 
 
 def test_more_gpus_share_what_is_read_and_adapters_need_no_reference():
-    recipe = recipes.paper(rows=2560, items=1000, backbone=Pretrained("x"))
+    recipe = recipes.paper(rows=2560, explained=2560, items=1000, backbone=Pretrained("x"))
     alone, four = plan(recipe, SIZE, LENGTHS, 1), plan(recipe, SIZE, LENGTHS, 4)
     assert [stage.operations for stage in alone] == [stage.operations for stage in four]
     assert [b.memory - a.memory for a, b in zip(alone, four, strict=True)] == [4 * 1200] * 3
     with pytest.raises(InputError, match="1024 examples an update do not divide among 3 processes"):
         plan(recipe, SIZE, LENGTHS, 3)
-    small = plan(recipes.paper(2560, 1000, Pretrained("x", lora_rank=1)), SIZE, LENGTHS, 1)
+    small = plan(recipes.paper(2560, 2560, 1000, Pretrained("x", lora_rank=1)), SIZE, LENGTHS, 1)
+    # a backward pass without gradients of weights is one of three forward passes less, of four
+    assert small[0].operations == 154 * 1024 * 100 * (6 * 1800 + 0.4 * 4 * 200)
     held = 12 * (1200 - SIZE.adapters(1))
     assert [a.memory - b.memory for a, b in zip(alone, small, strict=True)] == [held, held, held + 4 * 1200]
 
 
 def test_lengths_are_those_of_the_examples(folders):
     start = Pretrained(folders["qwen"])
-    recipe = recipes.paper(len(WORLD.split.train), WORLD.catalog.num_items, start)
+    recipe = recipes.paper(100, 50, WORLD.catalog.num_items, start)
     job = Job(recipe, "")
     tokenizer = plan_tokenizer(start, job.world)
     lengths = measure_lengths(recipe, job.world, words_and_traces(job)[1], tokenizer)
@@ -141,6 +143,10 @@ def test_the_command_prints_a_plan(folders, capsys):
     cli.Plan(backbone=folders["qwen"], gpus=(1, 4), tflops=100.0)()
     text = capsys.readouterr().out
     assert f"sapo run --preset paper --backbone {folders['qwen']}" in text
+    model, tokenizer = load_pretrained(Pretrained(folders["qwen"]))
+    world = Job(recipes.QUICK, "").world
+    add_item_tokens(model, tokenizer, world.catalog)
+    assert f"{len(tokenizer):,} tokens" in text  # and no row that is no token's
     assert "accelerate launch --multi_gpu --num_processes 4 -m sapo.cli run --preset paper" in text
     assert text.count("GiB a GPU") == 6
     assert text.count(" h\n") == 6

@@ -28,7 +28,9 @@ from verl.experimental.agent_loop.agent_loop import DictConfigWrap
 from verl.experimental.reward_loop.reward_manager import get_reward_manager_cls
 from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY, agg_loss, get_adv_estimator_fn
 from verl.trainer.ppo.ray_trainer import compute_advantage
+from verl.trainer.ppo.utils import need_reference_policy
 from verl.trainer.ppo.v1.utils import compute_advantage_for_multi_trajectories
+from verl.utils.config import validate_config
 from verl.workers.rollout.replica import TokenOutput
 
 from sapo.integrations import verl as ours
@@ -233,6 +235,12 @@ def test_the_agent_loop_writes_blocks_and_an_item(layout, tokenizer, tmp_path):
         widths.add(len(ids))
     assert hits
     assert len(widths) > 5
+    never = {layout.think_start_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
+    assert all(set(params.get("logit_bias", never)) == never for _, params, _ in server.calls)
+    opened = loop._before_block([50, 51, layout.think_start_id, layout.separator_id])
+    assert opened == [50, 51]  # a template that opens a block leaves that to the loop
+    said = [layout.think_start_id, 60, layout.think_end_id, 61]
+    assert loop._before_block(said) == said
     assert all("stop_token_ids" in params or "allowed_token_ids" in params for _, params, _ in server.calls)
     gated = make(gated=True).run({}, raw_prompt=prompt, reward_model={"ground_truth": [5, 1, 0]})
     assert loop.loop.run_until_complete(gated).reward_score == 0  # under a wrong first code nothing is paid
@@ -261,6 +269,7 @@ def test_the_example_has_options_that_verl_knows():
     assert len(words) > 15
     with initialize_config_dir(str(Path(verl.__file__).parent / "trainer" / "config"), version_base=None):
         config = compose("ppo_trainer", overrides=words)  # an option that it does not know raises
+    validate_config(config, use_reference_policy=need_reference_policy(config), use_critic=False)
     assert config.algorithm.adv_estimator in ADV_ESTIMATOR_REGISTRY
     assert config.actor_rollout_ref.actor.loss_agg_mode == "seq-mean-token-sum"
     loops = OmegaConf.load(root / "agent_loop.yaml")

@@ -245,6 +245,7 @@ def evaluate_policy(
 
     Raises:
         InputError: the policy was trained on another split or other data.
+        FloatingPointError: logits that are not a number.
     """
     policy.check_split(split)
     rows = getattr(split, part).sample(limit)
@@ -258,14 +259,20 @@ def evaluate_policy(
     found: list[tuple[list[int], dict[str, Tensor]]] = []
     share = (processes.number(), processes.count())
     bar = progress_bar(title, total=len(rows))
-    for thought in think(policy, rows.history, thinking=thinking, batch_size=batch_size, share=share):
-        best = {
-            name: search(policy, thought, width, ks[-1], normalize).sids.cpu()
-            for name, (width, normalize) in searches.items()
-        }
-        found.append((thought.rows, best))
-        bar.update(len(thought.rows) * processes.count())
+    broken: str | None = None
+    try:
+        for thought in think(policy, rows.history, thinking=thinking, batch_size=batch_size, share=share):
+            best = {
+                name: search(policy, thought, width, ks[-1], normalize).sids.cpu()
+                for name, (width, normalize) in searches.items()
+            }
+            found.append((thought.rows, best))
+            bar.update(len(thought.rows) * processes.count())
+    except FloatingPointError as error:
+        broken = str(error)
     bar.close()
+    if problems := list(filter(None, processes.of_all(broken))):  # all processes stop, or none
+        raise FloatingPointError(problems[0])
     ranked = {name: torch.full((len(rows), ks[-1], sids.shape[1]), -1) for name in searches}
     for part_of_rows, best in chain(*processes.of_all(found)):
         for name, of_name in best.items():

@@ -165,8 +165,8 @@ class StepAlignedOutput(AgentLoopOutput):
 
 @register_loop("step_aligned")
 class StepAlignedLoop(AgentLoopBase):
-    """Writes what `sapo.policy.rollout` writes, by calls of verl's server: a call a block, and one a code that has
-    rivals.
+    """Writes in the form of `sapo.policy.rollout`, by calls of verl's server: a call a block, and one a code that has
+    rivals. Of a block, EOS, padding and the opening delimiter are kept out by a bias of their logits.
 
     Args:
         data, sids: folder of TSV files, and which of its SIDs the catalogue has.
@@ -188,6 +188,8 @@ class StepAlignedLoop(AgentLoopBase):
         self.layout, self.gated = layout_of(self.tokenizer), gated
         self.trie = SidTrie(catalog.sids, catalog.level_sizes)
         self.trie.check_levels([len(ids) for ids in self.layout.sid_token_ids])
+        never = {self.layout.think_start_id, self.tokenizer.eos_token_id, self.tokenizer.pad_token_id} - {None}
+        self.kept_out = dict.fromkeys(sorted(never), -100.0)
         room = self.rollout_config.response_length - self.layout.longest([0] * self.layout.num_steps)
         self.block_budget = room // self.layout.num_steps if block_budget is None else block_budget
         if not 1 <= self.block_budget * self.layout.num_steps <= room:
@@ -200,13 +202,16 @@ class StepAlignedLoop(AgentLoopBase):
         """A completion for one row of the data set, whose `reward_model` holds the ground truth."""
         layout = self.layout
         metrics: dict[str, Any] = {}
-        prompt = await self.ct_build_initial_tokens(list(row["raw_prompt"]))
+        prompt = self._before_block(await self.ct_build_initial_tokens(list(row["raw_prompt"])))
         written = _Written(self.server_manager, prompt, sampling_params, row)
         with simple_timer("generate_sequences", metrics):
             for _ in range(layout.blocks):
                 written.force(layout.think_start_id)
                 last = await written.sample(
-                    max_tokens=self.block_budget, stop_token_ids=[layout.think_end_id], ignore_eos=True
+                    max_tokens=self.block_budget,
+                    stop_token_ids=[layout.think_end_id],
+                    ignore_eos=True,
+                    logit_bias=self.kept_out,
                 )
                 if last != layout.think_end_id:
                     written.force(layout.think_end_id)
@@ -235,6 +240,13 @@ class StepAlignedLoop(AgentLoopBase):
             token_rewards=coded,
             extra_fields={"turn_scores": [], "tool_rewards": [], "reward_extra_info": _extra(match)},
         )
+
+    def _before_block(self, prompt: list[int]) -> list[int]:
+        """A prompt up to the block that its template opens; the loop opens all blocks itself."""
+        if self.layout.think_start_id not in prompt:
+            return prompt
+        last = len(prompt) - 1 - prompt[::-1].index(self.layout.think_start_id)
+        return prompt if self.tokenizer.decode(prompt[last + 1 :]).strip() else prompt[:last]
 
 
 class _Written:

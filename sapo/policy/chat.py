@@ -29,6 +29,7 @@ SYSTEM = (
     "You recommend items of a catalogue. Each item has a semantic ID, a few tokens that name it from coarse to fine."
 )
 LINE = "\n"
+DATE = "1 January 2026"  # for templates that would write the day on which they are used
 
 
 class ChatWording:
@@ -126,7 +127,8 @@ class ChatWording:
         return turns
 
     def _template(self, turns: list[dict[str, str]]) -> str:
-        return str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+        text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, date_string=DATE)
+        return str(text)
 
     def _titles(self, history: Sequence[int]) -> str:
         shown = history[-self.max_history :]

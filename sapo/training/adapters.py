@@ -14,8 +14,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def lora_config(rank: int, rows: list[int] | None = None) -> "LoraConfig":
-    """Adapters of every linear layer, scaled by 2; and some rows of the embeddings.
+def lora_config(rank: int, rows: dict[str, list[int]] | None = None) -> "LoraConfig":
+    """Adapters of every linear layer but the head, scaled by 2; and some rows of tables.
+
+    Args:
+        rows: by the name of the table.
 
     Raises:
         InputError: peft is not installed.
@@ -29,16 +32,18 @@ def lora_config(rank: int, rows: list[int] | None = None) -> "LoraConfig":
         lora_alpha=2 * rank,
         target_modules="all-linear",
         task_type="CAUSAL_LM",
-        trainable_token_indices=None if rows is None else {"embed_tokens": rows},
+        trainable_token_indices=rows,
     )
 
 
 def adapted(policy: Policy, rank: int) -> "PreTrainedModel":
     """The policy's model with adapters, of which they and the rows that name items are trained."""
-    config = lora_config(rank, item_rows(policy))
+    model, rows = policy.model, item_rows(policy)
+    tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight
+    config = lora_config(rank, {"embed_tokens": rows} if tied else {"embed_tokens": rows, "lm_head": rows})
     from peft import get_peft_model
 
-    return get_peft_model(policy.model, config)
+    return get_peft_model(model, config)
 
 
 def merged(model: "PreTrainedModel") -> "PreTrainedModel":

@@ -135,5 +135,5 @@ def train_supervised(
     trainer.remove_callback(PrinterCallback)
     with disk_errors(folder):
         trainer.train(resume_from_checkpoint=resume)
-    policy.model = merged(trainer.accelerator.unwrap_model(trainer.model))
+    policy.model = merged(trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False))
     return trainer.state.log_history

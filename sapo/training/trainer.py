@@ -14,7 +14,8 @@ Rollouts come from TRL's `rollout_func` hook, the one way to tell it which token
 import copy
 import logging
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -385,6 +386,7 @@ class SAPOTrainer(GRPOTrainer):
             with (
                 disable_gradient_checkpointing(model, self.args.gradient_checkpointing_kwargs),
                 self.accelerator.autocast(),
+                _alone_if_broken(self.accelerator.num_processes),
             ):
                 rollouts = write(
                     model,
@@ -783,6 +785,17 @@ class SAPOTrainer(GRPOTrainer):
                 {name: value if value.dim() == 0 else value[part] for name, value in batch.items()} for part in parts
             ]
         return buffered[self._step % self.args.steps_per_generation]
+
+
+@contextmanager
+def _alone_if_broken(processes: int) -> Iterator[None]:
+    """Of several processes, one whose rollouts break must end as a whole: the others are waiting for it elsewhere."""
+    try:
+        yield
+    except FloatingPointError as error:
+        if processes == 1:
+            raise
+        raise SystemExit(f"sapo: {error}") from error
 
 
 def _own_rollouts(prompts: list[str], trainer: SAPOTrainer) -> dict[str, Any]:
