@@ -436,16 +436,6 @@ def test_adapters_move_weights_by_matrices_of_their_rank(make, kind, tmp_path):
             assert moved.abs().sum() == 0
 
 
-@pytest.mark.parametrize("kind", ["qwen", "llama"])
-def test_adapters_learn_which_sid_follows(make, kind, tmp_path):
-    """With a head of its own too, whose rows for SIDs start alike."""
-    policy = make(kind)
-    config = SFTConfig(updates=150, batch_size=16, learning_rate=2e-2)
-    train_supervised(policy, SPLIT, config, "next_item", tmp_path, 0, lora_rank=4)
-    found = recommend(replace(policy, thinking=False), [[0], [4], [4, 2]], 1, 1)
-    assert found.sids[:, 0].tolist() == CATALOG.sids[[1, 2, 3]].tolist()  # the training rows
-
-
 def test_merged_adapters_compute_what_the_model_with_them_did(make):
     policy = make("qwen")
     ids = policy.encode(policy.prompts([[0, 1]]))["input_ids"]
