@@ -4,6 +4,7 @@ All processes do the same tasks in the same order. Training and evaluation share
 every file written, by the first.
 """
 
+import atexit
 import os
 from collections.abc import Callable
 from datetime import timedelta
@@ -92,4 +93,6 @@ def _state() -> "PartialState":
         os.environ.setdefault("ACCELERATE_USE_CPU", "true")
     # the others wait while the first does what it does alone
     cpu = os.environ.get("ACCELERATE_USE_CPU", "false").lower() == "true"
-    return PartialState(cpu=cpu, timeout=timedelta(hours=12))
+    state = PartialState(cpu=cpu, timeout=timedelta(hours=12))
+    atexit.register(state.destroy_process_group)  # its threads must not outlive the interpreter
+    return state

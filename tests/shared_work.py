@@ -87,6 +87,18 @@ def evaluated(out: Path) -> None:
         (out / "found.json").write_text(json.dumps([metrics, users.to_dict(orient="list")]))
 
 
+def broken(out: Path) -> None:
+    """Weights that are no numbers, and a single batch, which one process alone reads: all say what is wrong."""
+    policy = make_policy()
+    with torch.no_grad():
+        policy.model.get_input_embeddings().weight.fill_(float("nan"))
+    try:
+        evaluate_policy(policy, SPLIT, "test")
+    except FloatingPointError as error:
+        (out / f"{processes.number()}.txt").write_text(str(error))
+    processes.wait()
+
+
 def whole(out: Path) -> None:
     """A job of all stages. The other processes write nothing under its folder."""
     target = str(out / "job")
@@ -123,5 +135,5 @@ def refused(out: Path) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    works = {work.__name__: work for work in (supervised, reinforced, evaluated, whole, refused)}
+    works = {work.__name__: work for work in (supervised, reinforced, evaluated, broken, whole, refused)}
     works[sys.argv[1]](Path(sys.argv[2]))

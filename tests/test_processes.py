@@ -60,6 +60,12 @@ def test_an_evaluation_of_two_is_that_of_one(tmp_path):
     assert len(found[0][1]["user"]) == 2
 
 
+def test_broken_weights_stop_both(tmp_path):
+    start("broken", tmp_path / "2", 2)
+    for process in (0, 1):
+        assert "weights are broken" in (tmp_path / "2" / f"{process}.txt").read_text()
+
+
 def test_a_job_of_two_goes_through_all_stages_and_the_first_alone_writes(tmp_path):
     results = []
     for processes in (1, 2):
