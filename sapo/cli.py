@@ -250,8 +250,9 @@ class Plan:
 
     data: Path | None = None
     """Folder of TSV files; the synthetic catalogue where left out."""
-    backbone: str = "Qwen/Qwen3-1.7B"
-    """Pretrained model: a folder, or a name on the Hugging Face hub. Qwen3 of 0.6B, 1.7B and 4B need no network."""
+    backbone: str | None = None
+    """Pretrained model: a folder, or a name on the Hugging Face hub; Qwen/Qwen3-1.7B where left out. It and Qwen3 of
+    0.6B and 4B need no network."""
     lora: int | None = None
     """Train adapters of this rank."""
     rationales: Path | None = None
@@ -267,27 +268,28 @@ class Plan:
 
     def __call__(self) -> None:
         from sapo import planning, recipes
-        from sapo.policy.backbone import Pretrained
+        from sapo.policy.backbone import PAPER_BACKBONE, Pretrained
         from sapo.runs import Job
         from sapo.stages import words_and_traces
 
-        start = Pretrained(self.backbone, lora_rank=self.lora)
+        start = Pretrained(self.backbone or PAPER_BACKBONE, lora_rank=self.lora)
+        is_folder = Path(start.name).is_dir()
         recipe = recipes.paper(*_sizes(self.data, self.sids, self.split, self.rationales), start)
         data, rationales = (None if path is None else str(path) for path in (self.data, self.rationales))
         job = Job(recipe, "", data, self.sids, self.split, rationales)
         config, tokenizer = planning.model_config(start), planning.plan_tokenizer(start, job.world)
-        own = len(tokenizer) if Path(self.backbone).is_dir() else config.get_text_config().vocab_size
-        taught = len(tokenizer)
+        before = len(tokenizer)
         lengths = planning.measure_lengths(recipe, job.world, words_and_traces(job)[1], tokenizer)
-        vocabulary = own + len(tokenizer) - taught
+        added = len(tokenizer) - before
+        vocabulary = added + (before if is_folder else config.get_text_config().vocab_size)
         size = planning.Size.of(config, vocabulary)
-        print(f"{self.backbone}: {size.parameters / 1e9:.2f} billion parameters, {vocabulary:,} tokens")
-        exact = "" if Path(self.backbone).is_dir() else ", by a tokenizer learnt from the titles"
+        print(f"{start.name}: {size.parameters / 1e9:.2f} billion parameters, {vocabulary:,} tokens")
+        exact = "" if is_folder else ", by a tokenizer learnt from the titles"
         print(
             f"mean tokens{exact}: stage 1 {lengths.stage1:.0f}, stage 2 {lengths.stage2:.0f}, prompt "
             f"{lengths.prompt:.0f}, completion {lengths.stage2_learnt:.0f} (at most {lengths.longest_completion})"
         )
-        command = ["run", "--preset", "paper", "--backbone", self.backbone]
+        command = ["run", "--preset", "paper", "--backbone", start.name]
         for name in ("data", "lora", "rationales"):
             command += [] if getattr(self, name) is None else [f"--{name}", str(getattr(self, name))]
         command += ["--sids", self.sids] if self.sids != "sids" else []

@@ -5,6 +5,7 @@ activations are computed again in the backward pass, weights and Adam's state ar
 bfloat16. Bytes and operations are formulas, below, each a line; lengths are measured on rows of the data.
 """
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -222,7 +223,7 @@ def plan(recipe: Recipe, size: Size, lengths: Lengths, processes: int) -> list[S
 def launch(command: Sequence[str], processes: int) -> str:
     """The command line that starts it."""
     launcher = "" if processes == 1 else f"accelerate launch --multi_gpu --num_processes {processes} -m sapo.cli "
-    return (launcher or "sapo ") + " ".join(command)
+    return (launcher or "sapo ") + shlex.join(command)
 
 
 def model_config(start: Pretrained) -> "PreTrainedConfig":

@@ -136,26 +136,19 @@ def paper(rows: int, explained: int, items: int, backbone: Pretrained) -> Recipe
     and five there, with early stopping, and as many here. What the paper itself sets is not known.
     """
     streams, batch, prompts = 5 * rows + 3 * items, 1024, 256
+    stage1 = SFTConfig(
+        updates=max(1, 10 * streams // batch),
+        batch_size=batch,
+        learning_rate=3e-4,
+        warmup=20,
+        micro_batch=16,
+        half=True,
+        checkpointing=True,
+    )
     return Recipe(
         preset="paper",
-        stage1=SFTConfig(
-            updates=max(1, 10 * streams // batch),
-            batch_size=batch,
-            learning_rate=3e-4,
-            warmup=20,
-            micro_batch=16,
-            half=True,
-            checkpointing=True,
-        ),
-        stage2=SFTConfig(
-            updates=max(1, 5 * explained // batch),
-            batch_size=batch,
-            learning_rate=1e-5,
-            warmup=10,
-            micro_batch=16,
-            half=True,
-            checkpointing=True,
-        ),
+        stage1=stage1,
+        stage2=replace(stage1, updates=max(1, 5 * explained // batch), learning_rate=1e-5, warmup=10),
         stage3=RLConfig(
             updates=max(1, 10 * rows // prompts),
             prompts=prompts,

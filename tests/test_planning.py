@@ -157,4 +157,4 @@ def test_the_command_prints_a_plan(folders, capsys):
     assert "--lora 16" in text
     with pytest.raises(InputError, match="no model that can be planned for"):
         cli.Plan(backbone="./nowhere")()
-    assert launch(["run"], 1) == "sapo run"
+    assert launch(["run", "--data", "my data"], 1) == "sapo run --data 'my data'"
