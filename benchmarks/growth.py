@@ -1,4 +1,5 @@
-"""How cost grows: with completions a prompt, prompt length, blocks, beams and items, in seconds and in memory."""
+"""How cost grows: with completions a prompt, prompt length, blocks, beams, items and requests, in seconds and in
+memory."""
 
 import statistics
 import time
@@ -11,6 +12,7 @@ import torch
 
 from benchmarks.ratios import Case, Steps, Trainers, beam_case, dict_of_sets, rollout_case, sample, update_case
 from benchmarks.world import World, keep_memory, peak_bytes
+from sapo.answer import ask
 from sapo.semantic_ids.trie import SidTrie
 
 ROUNDS, MOST_ROUNDS, ENOUGH = 5, 15, 3.0  # calls of each side, and seconds of all after which no more are made
@@ -119,6 +121,17 @@ def with_items(
         yield from labelled("items", value, "trie allowed", setup, measure(world, allowed, tensors=False))
 
 
+def with_requests(world: World, values: tuple[int, ...], shown: int = 10) -> Iterator[Row]:
+    """How long someone waits who asks for ten items after some titles, alone and with others."""
+    policy, sizes = world.policy(shown), world.sizes
+    titles = policy.catalog.titles
+    histories = [[titles[(row * shown + item) % len(titles)] for item in range(shown)] for row in range(max(values))]
+    setup = f"histories of {shown} titles, {sizes.levels} blocks of {policy.block_budget} words, {sizes.items:,} items"
+    for value in values:
+        calls = {"ours": lambda value=value: ask(policy, histories[:value])}
+        yield from labelled("requests", value, "asking for ten items", setup, measure(world, calls, rounds=15))
+
+
 def whole_steps(world: World, parent: Path, rounds: int = 9, steps: int = 3) -> Iterator[Row]:
     """Seconds of one update, rollouts included: SAPO against GRPO in the same set-up, shared prompts or not."""
     grown = replace_sizes(world, steps=steps)
@@ -169,4 +182,5 @@ def all_growth(world: World, parent: Path, quick: bool = False) -> Iterator[Row]
     yield from with_prompt(few, (32, 64, 128, 256, 512)[some])
     yield from with_steps(few, (2, 3, 4, 6, 8)[some])
     yield from with_beams(world, (1, 5, 10, 20, 50, 100)[some])
+    yield from with_requests(replace_sizes(world), (1, 4, 16, 64)[some])
     yield from with_items(world, (1_000, 10_000, 100_000, 1_000_000, 10_000_000)[some])

@@ -12,7 +12,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
+from sapo.data.catalog import Catalog
 from sapo.policy.layout import ReasoningLayout
+from sapo.policy.policy import Policy
+from sapo.policy.prompts import build_tokenizer
 from sapo.semantic_ids.trie import SidTrie
 
 PAD, EOS, OPEN, CLOSE, FIRST_CODE = range(5)
@@ -137,6 +140,20 @@ class World:
         """Random tokens, without delimiters or padding."""
         generator = torch.Generator().manual_seed(2)
         return torch.randint(FIRST_CODE, self.sizes.vocabulary, (rows, tokens), generator=generator).to(self.device)
+
+    def policy(self, shown: int) -> Policy:
+        """The same model with the tokens of a catalogue, asked after so many items at most.
+
+        Its weights are random, so it thinks in words of no meaning, mostly to the end of each block's budget.
+        """
+        sizes = self.sizes
+        titles = [f"item number {number}" for number in range(sizes.items)]
+        catalog = Catalog("benchmark", self.sids(sizes.items, sizes.levels), titles)
+        words = [f"word{chr(ord('a') + first)}{chr(ord('a') + second)}" for first in range(20) for second in range(20)]
+        tokenizer = build_tokenizer(catalog, words)
+        model = self.model
+        model.resize_token_embeddings(max(len(tokenizer), sizes.vocabulary), mean_resizing=False)
+        return Policy(model, tokenizer, catalog, "benchmark", "", sizes.new_tokens // sizes.levels, shown)
 
     def synchronize(self) -> None:
         if self.device != "cpu":

@@ -304,7 +304,10 @@ class Plan:
                 )
                 hours = "" if self.tflops is None else f"  {stage.operations / gpus / self.tflops / 3.6e15:8.1f} h"
                 print(line + hours)
-        print("\nStage 3 is of one objective at one rate. CUDA and what its allocator keeps take about 2 GiB more.")
+        print(
+            "\nStages 1 and 2 end sooner where validation rows gain nothing. Stage 3 is of one objective at one rate."
+            "\nCUDA and what its allocator keeps take about 2 GiB more."
+        )
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Recipes: everything that decides a result, as dataclasses, and the presets."""
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from sapo.data.synthetic import SyntheticConfig
 from sapo.errors import InputError
@@ -89,10 +90,15 @@ class Recipe:
         """
         if not 0 < fraction <= 1:
             raise InputError(f"fraction is {fraction}; above 0, at most 1.")
-        short = {
-            name: replace(getattr(self, name), updates=max(1, round(getattr(self, name).updates * fraction)))
-            for name in ("stage1", "stage2", "stage3")
-        }
+
+        def share(updates: int) -> int:
+            return max(1, round(updates * fraction))
+
+        short: dict[str, Any] = {"stage3": replace(self.stage3, updates=share(self.stage3.updates))}
+        for name in ("stage1", "stage2"):
+            stage: SFTConfig = getattr(self, name)
+            looks = None if stage.validate_every is None else share(stage.validate_every)
+            short[name] = replace(stage, updates=share(stage.updates), validate_every=looks)
         return replace(self, preset=f"{self.preset}-{fraction:g}", **short)
 
 
@@ -132,23 +138,30 @@ def paper(rows: int, explained: int, items: int, backbone: Pretrained) -> Recipe
     """The settings of the paper's fork (zhengzaiyi/SIDReasoner), for so many training rows and items.
 
     Stage 2 reads the rows that a teacher has `explained`, or all.
-    Epochs are turned into updates. Stage 1 reads five streams of rows and three of items. Its epochs are at most ten
-    and five there, with early stopping, and as many here. What the paper itself sets is not known.
+    Epochs are turned into updates. Stage 1 reads five streams of rows and three of items, ten times at most, and stage
+    2 its rows five times; after each time the validation loss decides whether to go on, and whose weights are kept.
+    What the paper itself sets is not known.
     """
-    streams, batch, prompts = 5 * rows + 3 * items, 1024, 256
+    batch, prompts = 1024, 256
+    epoch1, epoch2 = (max(1, examples // batch) for examples in (5 * rows + 3 * items, explained))
     stage1 = SFTConfig(
-        updates=max(1, 10 * streams // batch),
+        updates=10 * epoch1,
         batch_size=batch,
         learning_rate=3e-4,
+        schedule="linear",
         warmup=20,
+        weight_decay=0.0,
         micro_batch=16,
         half=True,
         checkpointing=True,
+        validate_every=epoch1,
+        patience=3,
     )
+    stage2 = replace(stage1, updates=5 * epoch2, learning_rate=1e-5, warmup=10, validate_every=epoch2, patience=5)
     return Recipe(
         preset="paper",
         stage1=stage1,
-        stage2=replace(stage1, updates=max(1, 5 * explained // batch), learning_rate=1e-5, warmup=10),
+        stage2=stage2,
         stage3=RLConfig(
             updates=max(1, 10 * rows // prompts),
             prompts=prompts,

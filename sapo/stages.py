@@ -72,7 +72,7 @@ def train_supervised_stage(job: Job, seed: int, name: str) -> None:
     if stage.parent is None:
         policy = start_policy(job, words, seed)
         if given is not None and given.row_updates and not resume:
-            first = replace(config, updates=given.row_updates, weight_decay=0.0)
+            first = replace(config, updates=given.row_updates, weight_decay=0.0, validate_every=None, patience=None)
             with rows_alone(policy.model, item_rows(policy)):
                 train_supervised(policy, world.split, first, stage.task, folder.path / "rows", seed)
             shutil.rmtree(folder.path / "rows", ignore_errors=True)
@@ -109,7 +109,7 @@ def train_supervised_stage(job: Job, seed: int, name: str) -> None:
         metrics |= trace_leaks(job, traces)
     metrics["parameters"] = float(policy.model.num_parameters())
     parent = None if stage.parent is None else supervised_folder(job, seed, stage.parent)
-    _finish(folder, parent, began, config.updates, metrics, counts)
+    _finish(folder, parent, began, int(history[-1]["step"]), metrics, counts)
 
 
 def train_stage3(job: Job, seed: int, method: str, learning_rate: float) -> None:

@@ -115,6 +115,7 @@ def whole(out: Path) -> None:
         TINY,
         seeds=(0,),
         ablations=(),
+        stage1=replace(TINY.stage1, validate_every=4, patience=2),
         stage3=replace(TINY.stage3, learning_rates=(1e-3,)),
         systems=("LICD", "RecCoT blind"),
     )

@@ -42,7 +42,15 @@ def test_every_result_is_compared_and_written(tmp_path, monkeypatch):
     ]
     timing = pd.read_csv(tmp_path / "timing.csv")
     assert (tmp_path / "record" / "timing.csv").read_bytes() == (tmp_path / "timing.csv").read_bytes()
-    assert set(timing["axis"]) == {"ratio", "step", "completions a prompt", "prompt tokens", "steps K", "beams"}
+    assert set(timing["axis"]) == {
+        "ratio",
+        "step",
+        "completions a prompt",
+        "prompt tokens",
+        "steps K",
+        "beams",
+        "requests",
+    }
     assert set(timing.loc[timing["axis"] == "step", "who"]) >= {"sapo", "grpo", "grpo, stock TRL"}
     assert (timing["seconds"] > 0).all()
     grown = timing[timing["axis"] != "ratio"]

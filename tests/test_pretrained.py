@@ -10,6 +10,7 @@ import torch
 from checkpoints import checkpoint
 from safetensors.torch import load_file
 from test_experiments import TINY
+from test_sft import stub_looks
 
 from sapo import cli
 from sapo.data.catalog import Catalog
@@ -436,10 +437,28 @@ def test_adapters_move_weights_by_matrices_of_their_rank(make, kind, tmp_path):
             assert moved.abs().sum() == 0
 
 
+@pytest.mark.parametrize("kind", ["qwen", "llama"])
+def test_the_best_adapters_are_kept(make, kind, tmp_path, monkeypatch):
+    """Two runs whose second look is the best end with its weights, wherever they end; not with those of the third."""
+    found = []
+    for patience, losses in ((1, [2.0, 1.0, 3.0]), (2, [2.0, 1.0, 3.0, 3.0]), (1, [2.0, 1.0, 0.5, 3.0])):
+        policy, config = make(kind), SFTConfig(9, batch_size=8, learning_rate=1e-2, validate_every=1, patience=patience)
+        with monkeypatch.context() as patch:
+            stub_looks(patch, losses)
+            log = train_supervised(policy, SPLIT, config, "next_item", tmp_path / str(len(found)), 0, lora_rank=2)
+        assert log[-1]["step"] == len(losses)
+        found.append(weights(policy.model))
+    second, again, third = found
+    assert all(torch.equal(value, again[name]) for name, value in second.items())
+    for name, value in second.items():
+        trained = name.endswith(("proj.weight", "embed_tokens.weight", "lm_head.weight"))
+        assert torch.equal(value, third[name]) != trained, name
+
+
 def test_merged_adapters_compute_what_the_model_with_them_did(make):
     policy = make("qwen")
     ids = policy.encode(policy.prompts([[0, 1]]))["input_ids"]
-    model = adapted(policy, 3).eval()
+    model = adapted(policy, 3, seed=0).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_B" in name:

@@ -1,5 +1,8 @@
 """Stages 1 and 2: what they train on, and that the same seed gives the same weights, stopped or not."""
 
+from dataclasses import replace
+
+import pandas as pd
 import pytest
 import torch
 from test_policy import CATALOG, INTERACTIONS, make_policy
@@ -11,6 +14,7 @@ from sapo.policy.prompts import split_words
 from sapo.policy.traces import NodeDescriptors
 from sapo.training import sft
 from sapo.training.examples import IGNORED, Examples, collate
+from sapo.training.progress import tidy_log
 from sapo.training.sft import SFTConfig, train_supervised
 
 SPLIT = INTERACTIONS.leave_one_out()  # training sequences [0, 1] and [5, 4, 3]
@@ -161,6 +165,108 @@ def test_resuming_changes_nothing(tmp_path, monkeypatch):
     assert (tmp_path / "b" / "checkpoint-4").is_dir()
     train_supervised(resumed, SPLIT, CONFIG, "next_item", tmp_path / "b", 0, resume=True)
     assert torch.equal(weights(whole), weights(resumed))
+
+
+def stub_looks(monkeypatch, losses):
+    """Validation losses that are said instead of computed, one a look."""
+    told = iter(losses)
+
+    def look(self, *args, **unused):
+        loss = next(told)
+        self.log({"eval_loss": loss, "eval_runtime": 1.0})
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, {"eval_loss": loss})
+        return {"eval_loss": loss}
+
+    monkeypatch.setattr(sft.SupervisedTrainer, "evaluate", look)
+
+
+def test_a_stage_ends_without_gain_and_keeps_the_best_weights(tmp_path, monkeypatch):
+    """Looks at updates 2, 4, 6, 8: the second is the best, and the fourth the second in a row without gain."""
+    config = SFTConfig(updates=20, batch_size=4, learning_rate=1e-2, schedule="linear", validate_every=2, patience=2)
+    stopped, through = make_policy(), make_policy()
+    with monkeypatch.context() as patch:
+        stub_looks(patch, [3.0, 1.0, 2.0, 1.5])
+        log = train_supervised(stopped, SPLIT, config, "next_item", tmp_path / "a", 0)
+    assert log[-1]["step"] == 8
+    seen = {}
+
+    class Watch(TrainerCallback):
+        def on_step_end(self, args, state, control, model, **unused):
+            seen[state.global_step] = torch.cat([value.detach().flatten() for value in model.parameters()])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sft, "StopAtNonFiniteLoss", Watch)
+        train_supervised(
+            through, SPLIT, replace(config, validate_every=None, patience=None), "next_item", tmp_path / "b", 0
+        )
+    assert torch.equal(weights(stopped), seen[4])
+    assert not torch.equal(seen[4], seen[8])
+    found = tidy_log(log)
+    assert found[found["metric"] == "eval_loss"][["step", "value"]].values.tolist() == [
+        [2, 3],
+        [4, 1],
+        [6, 2],
+        [8, 1.5],
+    ]
+    assert "eval_runtime" not in set(found["metric"])
+
+
+@pytest.mark.parametrize("losses", [[3.0, 1.0, 2.0, 1.5], [3.0, 4.0, 1.0, 2.0, 0.5, 2.0, 1.0]])
+@pytest.mark.parametrize("at", [3, 5, 7, 8])
+def test_a_stage_that_ends_early_resumes_to_the_same(tmp_path, monkeypatch, losses, at):
+    """Stopped within an interval, and at the very look that ends it (update 8 of the first case)."""
+    config = SFTConfig(updates=20, batch_size=4, learning_rate=1e-2, validate_every=2, patience=2)
+    whole, half, resumed = make_policy(), make_policy(), make_policy()
+    with monkeypatch.context() as patch:
+        stub_looks(patch, losses)
+        log = train_supervised(whole, SPLIT, config, "next_item", tmp_path / "a", 0)
+
+    class Stop(TrainerCallback):
+        def on_step_begin(self, args, state, control, **unused):
+            if state.global_step == at:
+                raise KeyboardInterrupt
+
+        def on_train_end(self, args, state, control, **unused):
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sft, "StopAtNonFiniteLoss", Stop)
+        stub_looks(patch, losses)
+        with pytest.raises(KeyboardInterrupt):
+            train_supervised(half, SPLIT, config, "next_item", tmp_path / "b", 0)
+    kept = max(int(folder.name.split("-")[1]) for folder in (tmp_path / "b").glob("checkpoint-*"))
+    with monkeypatch.context() as patch:
+        stub_looks(patch, losses[kept // 2 :])
+        again = train_supervised(resumed, SPLIT, config, "next_item", tmp_path / "b", 0, resume=True)
+    assert torch.equal(weights(whole), weights(resumed))
+    pd.testing.assert_frame_equal(tidy_log(log), tidy_log(again))
+
+
+def test_looks_are_at_the_next_items_of_validation_rows(tmp_path):
+    """The loss of a look is the mean over all their SID tokens, computed here without the trainer."""
+    policy = make_policy()
+    config = SFTConfig(updates=1, batch_size=2, learning_rate=0.0, validate_every=1)
+    log = train_supervised(policy, SPLIT, config, "thinking", tmp_path, 0, TREE)
+    # users u and v: 0 1 | 2 | 3 and 5 4 3 | 2 | 1 train, validate, test
+    assert (SPLIT.valid.history, SPLIT.valid.target) == ([[0, 1], [5, 4, 3]], [2, 2])
+    losses = []
+    for history, target in zip(SPLIT.valid.history, SPLIT.valid.target, strict=True):
+        prompt = policy.tokenizer(policy.prompts([history])[0], add_special_tokens=False)["input_ids"]
+        answer = policy.tokenizer(policy.wording.name(target), add_special_tokens=False)["input_ids"]
+        assert len(answer) == 2
+        with torch.no_grad():
+            logits = policy.model(input_ids=torch.tensor([prompt + answer])).logits[0]
+        losses += [-logits.log_softmax(1)[len(prompt) - 1 + k, token].item() for k, token in enumerate(answer)]
+    looked = [entry["eval_loss"] for entry in log if "eval_loss" in entry]
+    assert looked == [pytest.approx(sum(losses) / 4, abs=1e-5)]
+
+
+def test_patience_needs_looks_and_looks_need_rows(tmp_path):
+    with pytest.raises(InputError, match="patience is 3, and validate_every says nothing"):
+        train_supervised(make_policy(), SPLIT, replace(CONFIG, patience=3), "next_item", tmp_path, 0)
+    bare = replace(SPLIT, valid=SPLIT.valid.take([]))
+    with pytest.raises(InputError, match="no validation row"):
+        train_supervised(make_policy(), bare, replace(CONFIG, validate_every=1), "next_item", tmp_path, 0)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):

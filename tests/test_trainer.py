@@ -702,6 +702,19 @@ def test_adapters_are_trained_against_the_model_without_them(folder, tmp_path, t
         assert torch.linalg.matrix_rank(moved, rtol=1e-4) <= 2 if "proj" in name else moved.abs().max() == 0
 
 
+def test_adapters_start_from_the_seed(folder, tmp_path, tokenizer):
+    """And from nothing that was drawn before."""
+    starts = []
+    for number, seed in enumerate((0, 0, 1)):
+        torch.rand(number + 1)
+        trainer = ours(folder, tmp_path / str(number), tokenizer, lora_rank=2, seed=seed)
+        starts.append(
+            torch.cat([value.flatten() for name, value in trainer.model.named_parameters() if "lora_A" in name])
+        )
+    assert torch.equal(starts[0], starts[1])
+    assert not torch.equal(starts[0], starts[2])
+
+
 @pytest.mark.parametrize(
     ("target", "message"),
     [

@@ -36,14 +36,20 @@ def lora_config(rank: int, rows: dict[str, list[int]] | None = None) -> "LoraCon
     )
 
 
-def adapted(policy: Policy, rank: int) -> "PreTrainedModel":
-    """The policy's model with adapters, of which they and the rows that name items are trained."""
+def adapted(policy: Policy, rank: int, seed: int) -> "PreTrainedModel":
+    """The policy's model with adapters, of which they and the rows that name items are trained.
+
+    Args:
+        seed: of the matrices that adapters start from.
+    """
     model, rows = policy.model, item_rows(policy)
     tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight
     config = lora_config(rank, {"embed_tokens": rows} if tied else {"embed_tokens": rows, "lm_head": rows})
     from peft import get_peft_model
 
-    return get_peft_model(model, config)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return get_peft_model(model, config)
 
 
 def merged(model: "PreTrainedModel") -> "PreTrainedModel":

@@ -219,6 +219,29 @@ class ChatExamples(torch.utils.data.Dataset):
         return self.policy.catalog.titles[item]
 
 
+class NextItems(torch.utils.data.Dataset):
+    """The next items of some rows, asked for without thinking; nothing is drawn.
+
+    Raises:
+        InputError: no row.
+    """
+
+    def __init__(self, policy: Policy, rows: Rows):
+        if not len(rows):
+            raise InputError(
+                "the split has no validation row, so there is nothing to look at: leave validate_every out."
+            )
+        self.policy, self.rows, self.prompts = policy, rows, policy.prompts(rows.history, thinking=False)
+        self.end = policy.tokenizer.eos_token if policy.chat else ""  # as stage 1 teaches it
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, list[int]]:
+        answer = self.policy.wording.name(self.rows.target[index])
+        return _encoded(self.policy, self.prompts[index], f"{answer}{self.end}")
+
+
 def collate(examples: Sequence[dict[str, list[int]]], pad_id: int) -> dict[str, Tensor]:
     """Pad on the right to the longest example; labels of padding are ignored."""
     longest = max(len(example["input_ids"]) for example in examples)

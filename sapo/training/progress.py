@@ -9,6 +9,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from sapo.progress import progress_bar
 
+CLOCK = ("_runtime", "_per_second")  # how the names of such metrics end
+
 
 class ProgressLine(TrainerCallback):
     """A tqdm bar in place of the trainer's own.
@@ -66,13 +68,29 @@ class StopAtNonFiniteLoss(TrainerCallback):
             )
 
 
+class StopWithoutGain(TrainerCallback):
+    """Ends a run whose validation loss has not gained for so many looks.
+
+    What it knows is in the log, which checkpoints carry. The last look leaves no checkpoint: a run that is stopped
+    between it and the end comes by it again.
+    """
+
+    def __init__(self, patience: int):
+        self.patience = patience
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **unused: Any) -> None:
+        losses = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]
+        if len(losses) - 1 - losses.index(min(losses)) >= self.patience:
+            control.should_training_stop, control.should_save = True, False
+
+
 def tidy_log(history: Sequence[dict[str, float]]) -> pd.DataFrame:
-    """A trainer's `state.log_history` as rows (step, metric, value); the summary at the end of training is left out."""
+    """A trainer's `state.log_history` as rows (step, metric, value), without what the clock said."""
     rows = [
         (entry["step"], metric, value)
         for entry in history
         if "train_runtime" not in entry
-        for metric, value in entry.items()
-        if metric not in ("step", "epoch") and value is not None
+        for metric, value in sorted(entry.items())  # as a checkpoint has them
+        if metric not in ("step", "epoch") and value is not None and not metric.endswith(CLOCK)
     ]
     return pd.DataFrame(rows, columns=["step", "metric", "value"])

@@ -7,6 +7,7 @@ The control without thinking goes on with stage 1's task for as many updates.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -14,14 +15,15 @@ from torch import Tensor
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
 
 from sapo.data.interactions import Split
+from sapo.errors import InputError
 from sapo.files import disk_errors
 from sapo.policy.policy import Policy
 from sapo.policy.shared_prompt import PackedGroups
 from sapo.policy.traces import Traces
 from sapo.processes import shares
 from sapo.training.adapters import adapted, merged
-from sapo.training.examples import ALIGNED, IGNORED, ChatExamples, Examples, SFTTask, collate
-from sapo.training.progress import ProgressLine, StopAtNonFiniteLoss
+from sapo.training.examples import ALIGNED, IGNORED, ChatExamples, Examples, NextItems, SFTTask, collate
+from sapo.training.progress import ProgressLine, StopAtNonFiniteLoss, StopWithoutGain
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,9 @@ class SFTConfig:
     batch_size: int = 64
     """Examples an update."""
     learning_rate: float = 3e-3
-    """Peak of a cosine schedule."""
+    """Its peak."""
+    schedule: Literal["cosine", "linear"] = "cosine"
+    """How it falls to 0."""
     warmup: int | None = None
     """Updates that warm up; 5 % where None."""
     weight_decay: float = 0.01
@@ -46,6 +50,11 @@ class SFTConfig:
     """Multiply matrices in bfloat16 (`torch.autocast`); weights stay in float32."""
     checkpointing: bool = False
     """Compute activations again in the backward pass, to save memory."""
+    validate_every: int | None = None
+    """Updates between two looks at the loss of the next items of validation rows, asked for without thinking. The
+    weights of the best look are kept; those of the last update where None."""
+    patience: int | None = None
+    """Looks in a row without gain that end the stage."""
 
 
 class SupervisedTrainer(Trainer):
@@ -57,8 +66,11 @@ class SupervisedTrainer(Trainer):
         inputs: dict[str, Tensor],
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
-    ) -> Float[Tensor, ""]:
-        """Mean cross-entropy of the labels, of the whole update where it is accumulated or spans processes."""
+    ) -> Float[Tensor, ""] | tuple[Float[Tensor, ""], dict[str, Tensor]]:
+        """Mean cross-entropy of the labels, of the whole update where it is accumulated or spans processes.
+
+        Outputs are none, for those who ask.
+        """
         mask = inputs["attention_mask"].bool()
         packed = PackedGroups(inputs["input_ids"], mask)
         labels = inputs["labels"][mask]
@@ -66,8 +78,10 @@ class SupervisedTrainer(Trainer):
         logits = packed.logits(model, place - 1)  # a token is predicted by the one before it; the first has no label
         total = torch.nn.functional.cross_entropy(logits.float(), labels[place], reduction="sum")
         if num_items_in_batch is None:
-            return total / len(place)
-        return total * self.accelerator.num_processes / num_items_in_batch  # gradients are averaged over processes
+            loss = total / len(place)
+        else:
+            loss = total * self.accelerator.num_processes / num_items_in_batch  # gradients are averaged over processes
+        return (loss, {}) if return_outputs else loss
 
 
 def train_supervised(
@@ -91,9 +105,12 @@ def train_supervised(
         lora_rank: train adapters and the rows of delimiters and SID tokens, which are merged in the end.
 
     Raises:
-        InputError: a batch that does not divide among processes and micro-batches.
+        InputError: a batch that does not divide among processes and micro-batches; patience without looks; looks
+            without validation rows.
         FloatingPointError: a loss that is not finite.
     """
+    if config.patience is not None and config.validate_every is None:
+        raise InputError(f"patience is {config.patience}, and validate_every says nothing of when to look.")
     length = config.updates * config.batch_size
     if policy.chat:
         examples: Examples | ChatExamples = ChatExamples(policy, split, task, length, seed, traces, first)
@@ -102,8 +119,14 @@ def train_supervised(
         examples = Examples(policy, split, task, length, seed, traces, share, first)
     pad_id = policy.tokenizer.pad_token_id
     micro, accumulated = shares("examples", config.batch_size, config.micro_batch)
+    every, callbacks = (
+        config.validate_every,
+        [ProgressLine(f"{task} seed {seed}", {"loss": "loss"}), StopAtNonFiniteLoss()],
+    )
+    if config.patience is not None:
+        callbacks.append(StopWithoutGain(config.patience))
     trainer = SupervisedTrainer(
-        model=policy.model if lora_rank is None else adapted(policy, lora_rank),
+        model=policy.model if lora_rank is None else adapted(policy, lora_rank, seed),
         args=TrainingArguments(
             output_dir=str(folder),
             max_steps=config.updates,
@@ -111,13 +134,19 @@ def train_supervised(
             gradient_accumulation_steps=accumulated,
             learning_rate=config.learning_rate,
             weight_decay=config.weight_decay,
-            lr_scheduler_type="cosine",
+            lr_scheduler_type=config.schedule,
             warmup_steps=max(1, config.updates // 20) if config.warmup is None else config.warmup,
             logging_steps=max(1, config.updates // 20),
             logging_nan_inf_filter=False,
             save_strategy="steps",
-            save_steps=max(1, config.updates // 4),
+            save_steps=max(1, config.updates // 4) if every is None else every,
             save_total_limit=2,
+            eval_strategy="no" if every is None else "steps",
+            eval_steps=every,
+            per_device_eval_batch_size=micro,
+            prediction_loss_only=True,
+            load_best_model_at_end=every is not None,
+            metric_for_best_model=None if every is None else "loss",
             bf16=config.half,
             gradient_checkpointing=config.checkpointing,
             seed=seed,
@@ -129,8 +158,9 @@ def train_supervised(
             dataloader_pin_memory=False,
         ),
         train_dataset=examples,
+        eval_dataset=None if every is None else NextItems(policy, split.valid),
         data_collator=lambda rows: collate(rows, pad_id),
-        callbacks=[ProgressLine(f"{task} seed {seed}", {"loss": "loss"}), StopAtNonFiniteLoss()],
+        callbacks=callbacks,
     )
     trainer.remove_callback(PrinterCallback)
     with disk_errors(folder):

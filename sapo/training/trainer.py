@@ -26,7 +26,7 @@ from accelerate.utils import DistributedType, gather_object
 from datasets import Dataset
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
 from trl import GRPOConfig, GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 
@@ -298,6 +298,8 @@ class SAPOTrainer(GRPOTrainer):
                 f"reward_weights has {len(args.reward_weights)} numbers for {len(given)} reward functions."
             )
         args.reward_weights = [0.0] * len(own) + (args.reward_weights or [1.0] * len(given))
+        if args.lora_rank is not None:
+            set_seed(args.seed)  # adapters start from random matrices, before the trainer sets its seed
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*rollout_func.*experimental.*")
             super().__init__(
