@@ -117,6 +117,7 @@ def train_stage3(job: Job, seed: int, method: str, learning_rate: float) -> None
     from transformers import PrinterCallback
 
     from sapo.training.progress import ProgressLine
+    from sapo.training.sharding import gathered
     from sapo.training.trainer import SAPOConfig, SAPOTrainer
 
     folder = stage3_folder(job, seed, method, learning_rate)
@@ -160,7 +161,7 @@ def train_stage3(job: Job, seed: int, method: str, learning_rate: float) -> None
         with disk_errors(args.output_dir):
             trainer.train(resume_from_checkpoint=resume)
         log, updates = trainer.state.log_history, trainer.state.global_step
-        model = merged(trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False))
+        model = merged(gathered(trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)))
         if processes.is_first():
             replace(Policy.load(before, world.catalog, "cpu"), model=model.cpu()).save(folder.policy)
         trainer.accelerator.free_memory()  # of a GPU, what the optimizer and the reference hold

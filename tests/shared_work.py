@@ -1,18 +1,26 @@
-"""What `test_processes.py` starts, alone and on two processes, to compare what comes out. Arguments: the work, and a
-folder for what the first process found."""
+"""What `test_processes.py` starts, alone and on two processes, to compare what comes out. Arguments: the work, a folder
+for what the first process found, and "sharded" where each process shall hold a part of the weights."""
 
 import json
+import os
 import sys
+import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
+from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType
 from safetensors.torch import save_file
 from test_experiments import TINY
 from test_sft import CATALOG, SPLIT, TREE, make_policy
 from test_trainer import VOCAB, fixed_rollouts, ours
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast, TrainerCallback, TrainerState
 from worlds import EOS, PAD, tiny_model
 
 from sapo import processes
@@ -20,7 +28,9 @@ from sapo.analysis.evaluation import evaluate_policy
 from sapo.errors import InputError
 from sapo.experiments import run
 from sapo.runs import Job
+from sapo.training import sft
 from sapo.training.sft import SFTConfig, train_supervised
+from sapo.training.sharding import check_sharding, gathered, whole_weights
 from sapo.training.trainer import SAPOTrainer
 
 OBJECTIVES = ("sapo", "grpo", "gspo", "reinforce_plus_plus", "gdpo", "dr_grpo")
@@ -30,20 +40,15 @@ def supervised(out: Path) -> None:
     """Weights after both kinds of stages, micro-batches included."""
     policy = make_policy()
     config = SFTConfig(updates=5, batch_size=8, learning_rate=1e-2, micro_batch=2)
-    train_supervised(policy, SPLIT, config, "next_item", out / f"next{processes.number()}", 0)
-    train_supervised(policy, SPLIT, config, "thinking", out / f"think{processes.number()}", 0, TREE)
+    train_supervised(policy, SPLIT, config, "next_item", out / "next", 0)
+    train_supervised(policy, SPLIT, config, "thinking", out / "think", 0, TREE)
     if processes.is_first():
         save_file(dict(policy.model.named_parameters()), out / "weights.safetensors")
 
 
 def reinforced(out: Path) -> None:
     """Weights after three updates on fixed rollouts, for several objectives."""
-    tokens = {f"t{index}": index for index in range(VOCAB)}
-    core = Tokenizer(models.WordLevel(tokens, unk_token="t1"))
-    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token=f"t{PAD}", eos_token=f"t{EOS}", unk_token="t1", padding_side="left"
-    )
+    tokenizer = trainer_tokenizer()
     folder = out / "stage2"
     if processes.is_first():
         tiny_model(VOCAB, scale=2.0).save_pretrained(folder)
@@ -52,7 +57,7 @@ def reinforced(out: Path) -> None:
     for objective in OBJECTIVES:
         trainer = ours(
             folder,
-            out / f"{objective}{processes.number()}",
+            out / objective,
             tokenizer,
             objective=objective,
             rollout_func=rollouts_of_prompts,
@@ -62,10 +67,20 @@ def reinforced(out: Path) -> None:
             max_steps=4,
         )
         trainer.train()
-        model = trainer.accelerator.unwrap_model(trainer.model)
+        model = gathered(trainer.accelerator.unwrap_model(trainer.model))
         weights |= {f"{objective}/{name}": value.detach() for name, value in model.named_parameters()}
     if processes.is_first():
         save_file({name: value.clone() for name, value in weights.items()}, out / "weights.safetensors")
+
+
+def trainer_tokenizer() -> PreTrainedTokenizerFast:
+    """The one of `test_trainer.py`."""
+    tokens = {f"t{index}": index for index in range(VOCAB)}
+    core = Tokenizer(models.WordLevel(tokens, unk_token="t1"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token=f"t{PAD}", eos_token=f"t{EOS}", unk_token="t1", padding_side="left"
+    )
 
 
 def rollouts_of_prompts(prompts: list[str], trainer: SAPOTrainer) -> dict[str, list]:
@@ -73,6 +88,77 @@ def rollouts_of_prompts(prompts: list[str], trainer: SAPOTrainer) -> dict[str, l
     size = trainer.num_generations
     parts = [fixed_rollouts(prompts[start : start + size], trainer) for start in range(0, len(prompts), size)]
     return {name: [row for part in parts for row in part[name]] for name in parts[0]}
+
+
+class Stop(TrainerCallback):
+    """Ends training after update 5."""
+
+    def on_step_end(self, args: Any, state: TrainerState, control: Any, **unused: Any) -> None:
+        if state.global_step == 5:
+            raise KeyboardInterrupt
+
+
+def resumed(out: Path) -> None:
+    """Both kinds of training, stopped after update 5 and taken up at update 4."""
+    config = SFTConfig(updates=8, batch_size=4, learning_rate=1e-2)
+    policy, callback = make_policy(), sft.StopAtNonFiniteLoss
+    if stops := processes.count() > 1:
+        sft.StopAtNonFiniteLoss = Stop  # type: ignore[misc, assignment]
+        with suppress(KeyboardInterrupt):
+            train_supervised(policy, SPLIT, config, "next_item", out / "supervised", 0)
+        sft.StopAtNonFiniteLoss, policy = callback, make_policy()  # type: ignore[misc]
+        processes.wait()
+    train_supervised(policy, SPLIT, config, "next_item", out / "supervised", 0, resume=stops)
+    weights = {f"supervised/{name}": value.detach() for name, value in policy.model.named_parameters()}
+    tokenizer, folder = trainer_tokenizer(), out / "stage2"
+    if processes.is_first():
+        tiny_model(VOCAB, scale=2.0).save_pretrained(folder)
+    processes.wait()
+
+    def make() -> SAPOTrainer:
+        size = 16 // processes.count()
+        settings = {"per_device_train_batch_size": size, "max_steps": 8, "save_strategy": "steps", "save_steps": 2}
+        return ours(folder, out / "reinforced", tokenizer, rollout_func=rollouts_of_prompts, **settings)
+
+    if stops:
+        stopped = make()
+        stopped.add_callback(Stop)
+        with suppress(KeyboardInterrupt):
+            stopped.train()
+        processes.wait()
+    trainer = make()
+    trainer.train(resume_from_checkpoint=stops)
+    model = gathered(trainer.accelerator.unwrap_model(trainer.model))
+    weights |= {f"reinforced/{name}": value.detach() for name, value in model.named_parameters()}
+    if processes.is_first():
+        save_file({name: value.clone() for name, value in weights.items()}, out / "weights.safetensors")
+
+
+def sampled(out: Path) -> None:
+    """Completions written from whole weights, of unequal length on each process, and from the same weights in parts."""
+    tokenizer, folder = trainer_tokenizer(), out / "stage2"
+    if processes.is_first():
+        tiny_model(VOCAB, scale=2.0).save_pretrained(folder)
+    processes.wait()
+    trainer = ours(folder, out / "run", tokenizer, rollout_func=None, per_device_train_batch_size=8, max_steps=1)
+    trainer.train()
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    plain = gathered(model)
+    rows = trainer.train_dataset["prompt"][: 1 + processes.number()]
+    ids = trainer.processing_class(rows, return_tensors="pt", padding=True, add_special_tokens=False)
+    with torch.no_grad():
+        expected = plain(**ids).logits
+        together = model(**ids).logits
+        with whole_weights(model):
+            for _ in range(1 + 2 * processes.number()):
+                alone = model(**ids).logits
+        again = model(**ids).logits
+    apart = [float((found - expected).abs().max()) for found in (together, alone, again)]
+    held = sum(value.to_local().numel() for value in model.parameters())
+    share = held / sum(value.numel() for value in plain.parameters())
+    found = processes.of_all({"apart": apart, "share": share, "class": type(plain).__name__})
+    if processes.is_first():
+        (out / "found.json").write_text(json.dumps(found))
 
 
 def evaluated(out: Path) -> None:
@@ -134,7 +220,74 @@ def refused(out: Path) -> None:
             (out / f"{processes.number()}.txt").open("a").write(f"{error}\n")
 
 
+def unknown(out: Path) -> None:
+    """Ways to spread weights that are refused."""
+    processes.wait()
+    accelerator = Accelerator()
+    plugin = accelerator.state.fsdp_plugin
+    check_sharding(accelerator)
+    said = []
+    for name, value in (
+        ("fsdp_version", 1),
+        ("state_dict_type", "SHARDED_STATE_DICT"),
+        ("cpu_ram_efficient_loading", True),
+    ):
+        before = getattr(plugin, name)
+        setattr(plugin, name, value)
+        with pytest.raises(InputError) as error:
+            check_sharding(accelerator)
+        setattr(plugin, name, before)
+        said.append(str(error.value))
+    with pytest.raises(InputError, match="adapters need the whole model on each GPU: launch with DDP"):
+        train_supervised(make_policy(), SPLIT, SFTConfig(2, batch_size=4), "next_item", out, 0, lora_rank=2)
+    folder = out / "stage2"
+    if processes.is_first():
+        tiny_model(VOCAB).save_pretrained(folder)
+    processes.wait()
+    for objective, settings, need in (
+        ("sapo", {"lora_rank": 2}, "adapters"),
+        ("rlvr", {}, "the values of objective 'rlvr'"),
+    ):
+        with pytest.raises(InputError, match=f"{need} need the whole model"):
+            ours(folder, out / "run", trainer_tokenizer(), objective=objective, **settings)
+    accelerator.state.distributed_type = DistributedType.DEEPSPEED
+    with pytest.raises(InputError, match="DEEPSPEED is not known here"):
+        check_sharding(accelerator)
+    (out / f"{processes.number()}.json").write_text(json.dumps(said))
+
+
+def shard_on_cpu() -> None:
+    """Let accelerate, which has FSDP on GPUs alone, believe that these processes have some. PyTorch's own has it on
+    both."""
+    os.environ |= {
+        "ACCELERATE_USE_FSDP": "true",
+        "FSDP_VERSION": "2",
+        "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+        "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
+        "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
+        "FSDP_RESHARD_AFTER_FORWARD": "true",
+    }
+    make = AcceleratorState.__init__
+
+    def make_sharded(self: AcceleratorState, *args: Any, fsdp_plugin: Any = None, **settings: Any) -> None:
+        make(self, *args, fsdp_plugin=fsdp_plugin, **settings)
+        if fsdp_plugin is not None and self.distributed_type == DistributedType.MULTI_CPU:
+            self.fsdp_plugin, self.distributed_type = fsdp_plugin, DistributedType.FSDP
+            PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+
+    AcceleratorState.__init__ = make_sharded  # type: ignore[method-assign]
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    works = {work.__name__: work for work in (supervised, reinforced, evaluated, broken, whole, refused)}
-    works[sys.argv[1]](Path(sys.argv[2]))
+    works = (supervised, reinforced, resumed, sampled, evaluated, broken, whole, refused, unknown)
+    if "sharded" in sys.argv:
+        shard_on_cpu()
+    out = Path(sys.argv[2])
+    {work.__name__: work for work in works}[sys.argv[1]](out)
+    if "sharded" in sys.argv:  # a thread that gloo leaves behind here aborts the interpreter's own end now and then
+        (out / f"done{processes.number()}").touch()
+        while len(list(out.glob("done?"))) < processes.count():  # who leaves closes connections
+            time.sleep(0.01)
+        sys.stderr.flush()
+        os._exit(0)

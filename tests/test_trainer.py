@@ -460,6 +460,30 @@ def test_values_are_judged_in_evaluation_too(folder, tmp_path, tokenizer):
     assert all(parameter.grad is None for parameter in trainer.critic.parameters())
 
 
+@pytest.mark.parametrize("stop", [3, 4, 7])
+def test_a_run_is_resumed_in_the_epoch_it_was_stopped_in(stop, folder, tmp_path, tokenizer):
+    """12 rows are three updates of 4 prompts: stopped after the first epoch, within the second, in the third."""
+    options = {"rollout_func": None, "max_steps": 9, "save_strategy": "steps", "save_steps": 1}
+    weights, read = [], []
+    for number in range(2):
+        trainer = ours(folder, tmp_path / str(number), tokenizer, **options)
+        compute, seen = trainer._generate_and_score_completions, {}
+
+        def record(inputs, trainer=trainer, compute=compute, seen=seen):
+            seen[trainer.state.global_step] = [row["prompt"] for row in inputs[::4]]
+            return compute(inputs)
+
+        trainer._generate_and_score_completions = record
+        trainer.train(resume_from_checkpoint=str(tmp_path / f"0/out/checkpoint-{stop}") if number else None)
+        weights.append(torch.cat([value.flatten() for value in trainer.model.parameters()]).detach())
+        read.append(seen)
+    undisturbed, resumed = read
+    assert sorted(resumed) == list(range(stop, 9))
+    assert resumed == {step: undisturbed[step] for step in resumed}
+    assert len({tuple(prompts) for prompts in undisturbed.values()}) == 9  # each epoch has an order of its own
+    assert torch.equal(*weights)
+
+
 def test_a_run_with_values_is_resumed_with_them(folder, tmp_path, tokenizer):
     options = {"objective": "rlvr", "max_steps": 4, "save_strategy": "steps", "save_steps": 2, "num_iterations": 2}
     _, whole, undisturbed = train(folder, tmp_path / "a", tokenizer, **options)

@@ -24,6 +24,7 @@ from sapo.processes import shares
 from sapo.training.adapters import adapted, merged
 from sapo.training.examples import ALIGNED, IGNORED, ChatExamples, Examples, NextItems, SFTTask, collate
 from sapo.training.progress import ProgressLine, StopAtNonFiniteLoss, StopWithoutGain
+from sapo.training.sharding import check_sharding, gathered
 
 
 @dataclass(frozen=True)
@@ -162,8 +163,9 @@ def train_supervised(
         data_collator=lambda rows: collate(rows, pad_id),
         callbacks=callbacks,
     )
+    check_sharding(trainer.accelerator, None if lora_rank is None else "adapters")
     trainer.remove_callback(PrinterCallback)
     with disk_errors(folder):
         trainer.train(resume_from_checkpoint=resume)
-    policy.model = merged(trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False))
+    policy.model = merged(gathered(trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)))
     return trainer.state.log_history

@@ -6,6 +6,7 @@ What differs from TRL's trainer, method by method:
     _get_per_token_logps_and_entropies        log-probabilities of the set that the decoder allowed
     _compute_loss                             the objective's own loss
     _prepare_inputs                           whole groups are shuffled and cut into micro-batches, never torn
+    _get_train_sampler                        a resumed run goes on with the rows that an undisturbed one reads
 
 A prompt is read once, with its G completions behind it, in rollouts and in updates (`sapo.policy.shared_prompt`).
 Rollouts come from TRL's `rollout_func` hook, the one way to tell it which tokens were sampled and which were forced.
@@ -22,7 +23,7 @@ from typing import Any, Literal, Self
 
 import numpy as np
 import torch
-from accelerate.utils import DistributedType, gather_object
+from accelerate.utils import gather_object
 from datasets import Dataset
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -52,6 +53,8 @@ from sapo.policy.shared_prompt import PackedGroups, PromptCache, share_prompts, 
 from sapo.semantic_ids.trie import SidTrie
 from sapo.training.adapters import lora_config
 from sapo.training.critic import Critic
+from sapo.training.sampler import ResumableSampler
+from sapo.training.sharding import check_sharding, whole_weights
 
 logger = logging.getLogger(__name__)
 SILENT_BATCHES = 50  # without any credit, before a warning
@@ -62,7 +65,6 @@ UNUSED = (
     *("top_p", "top_k", "min_p", "repetition_penalty", "generation_kwargs"),
     *("delta", "off_policy_mask_threshold", "multi_objective_aggregation"),
 )
-WHOLE = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)  # each process has all weights
 _LOSS_TYPES = {"sequence": "grpo", "token": "dapo", "constant": "dr_grpo", "step": "grpo"}
 _RATIO_LEVELS = {"token": "token", "sequence": "sequence", "sequence_sum": "sequence", "step": "token"}
 
@@ -314,11 +316,8 @@ class SAPOTrainer(GRPOTrainer):
                 rollout_func=rollout_func or _own_rollouts,
                 peft_config=None if args.lora_rank is None else lora_config(args.lora_rank),
             )
-        if self.accelerator.distributed_type not in WHOLE:
-            raise InputError(
-                f"{self.accelerator.distributed_type.value} spreads the weights over processes, and rollouts need them "
-                f"whole on each: launch with DDP (accelerate launch --multi_gpu), or train adapters (lora_rank)."
-            )
+        values = f"the values of objective {args.objective!r}" if self.objective.credit == "token" else None
+        check_sharding(self.accelerator, values if args.lora_rank is None else "adapters")
         self.trie = trie.to(self.accelerator.device)
         if args.share_prompts:
             for part in (self.model, self.ref_model):
@@ -387,6 +386,7 @@ class SAPOTrainer(GRPOTrainer):
             ).to(device)
             with (
                 disable_gradient_checkpointing(model, self.args.gradient_checkpointing_kwargs),
+                whole_weights(model),
                 self.accelerator.autocast(),
                 _alone_if_broken(self.accelerator.num_processes),
             ):
@@ -474,6 +474,7 @@ class SAPOTrainer(GRPOTrainer):
         model = self.accelerator.unwrap_model(self.model)
         with (
             disable_gradient_checkpointing(model, self.args.gradient_checkpointing_kwargs),
+            whole_weights(model),
             torch.no_grad(),
             sharing_prompts(model),
         ):
@@ -768,6 +769,18 @@ class SAPOTrainer(GRPOTrainer):
         for name, value in zip(names, self.accelerator.reduce(values, reduction="mean").tolist(), strict=True):
             self._metrics[mode][name].append(value)
         return loss if self.objective.average == "token" else loss / accumulated
+
+    def _get_train_sampler(self, dataset: Dataset | None = None) -> ResumableSampler:
+        theirs = super()._get_train_sampler(dataset)
+        return ResumableSampler(
+            theirs.data_source,
+            theirs.mini_repeat_count,
+            theirs.batch_size,
+            theirs.repeat_count,
+            theirs.shuffle,
+            seed=theirs.seed,
+            epoch=lambda: int(self.state.epoch or 0),
+        )
 
     def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
         if not self.model.training:
