@@ -265,9 +265,12 @@ class Plan:
     """Numbers of GPUs."""
     tflops: float | None = None
     """What a GPU does, 10^12 operations a second, of which times are made. Writing completions is slower than that."""
+    measure: bool = False
+    """Run a few updates of each stage on this machine, with random weights of this shape, and make times of them. On a
+    GPU the memory that they took is said beside the formula's."""
 
     def __call__(self) -> None:
-        from sapo import planning, recipes
+        from sapo import measuring, planning, recipes
         from sapo.policy.backbone import PAPER_BACKBONE, Pretrained
         from sapo.runs import Job
         from sapo.stages import words_and_traces
@@ -279,7 +282,8 @@ class Plan:
         job = Job(recipe, "", data, self.sids, self.split, rationales)
         config, tokenizer = planning.model_config(start), planning.plan_tokenizer(start, job.world)
         before = len(tokenizer)
-        lengths = planning.measure_lengths(recipe, job.world, words_and_traces(job)[1], tokenizer)
+        traces = words_and_traces(job)[1]
+        lengths = planning.measure_lengths(recipe, job.world, traces, tokenizer)
         added = len(tokenizer) - before
         vocabulary = added + (before if is_folder else config.get_text_config().vocab_size)
         size = planning.Size.of(config, vocabulary)
@@ -296,14 +300,28 @@ class Plan:
         command += ["--split", self.split] if self.split != "auto" else []
         for gpus in self.gpus:
             _at_least_one("gpus", gpus)
+        found: dict[str, measuring.Measured] = {}
+        if self.measure:
+            policy = measuring.random_policy(recipe, job.world, config, tokenizer, vocabulary)
+            found = measuring.measure(recipe, job.world, traces, policy, lengths)
+            for stage in planning.plan(recipe, size, lengths, 1):
+                print(f"measured here, {found[stage.name].describe(stage)}")
+        for gpus in self.gpus:
+            stages = planning.plan(recipe, size, lengths, gpus)
             print(f"\n{gpus} GPU{'s' * (gpus > 1)}: {planning.launch(command, gpus)}")
-            for stage in planning.plan(recipe, size, lengths, gpus):
+            if stages[0].in_parts is not None:
+                print(f"or in parts: {planning.launch(command, gpus, in_parts=True)}")
+            for stage in stages:
                 line = (
                     f"  stage {stage.name}  {stage.updates:6,} updates  {stage.tokens / 1e6:8,.0f} M tokens  "
                     f"{stage.operations / 1e18:8.1f} x 10^18 operations  {stage.memory / planning.GIB:6.1f} GiB a GPU"
                 )
-                hours = "" if self.tflops is None else f"  {stage.operations / gpus / self.tflops / 3.6e15:8.1f} h"
-                print(line + hours)
+                if stage.in_parts is not None:
+                    line += f", {stage.in_parts / planning.GIB:.1f} in parts"
+                seconds = None if self.tflops is None else stage.operations / self.tflops / 1e12
+                if self.measure:
+                    seconds = stage.units * found[stage.name].seconds
+                print(line + ("" if seconds is None else f"  {seconds / gpus / 3600:8.1f} h"))
         print(
             "\nStages 1 and 2 end sooner where validation rows gain nothing. Stage 3 is of one objective at one rate."
             "\nCUDA and what its allocator keeps take about 2 GiB more."

@@ -22,6 +22,7 @@ from sapo.processes import divide
 from sapo.recipes import Recipe
 from sapo.runs import World
 from sapo.training.examples import IGNORED, ChatExamples
+from sapo.training.sharding import FSDP
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -107,6 +108,10 @@ class Size:
         several processes exchange gradients in buckets that are as large as these."""
         return 4.0 * self.parameters * (1 + reference) + (12.0 + 4.0 * (processes > 1)) * trained
 
+    def state_in_parts(self, reference: bool, processes: int) -> float:
+        """Those of a process that holds a part of everything (FSDP)."""
+        return 4.0 * self.parameters * (4 + reference) / processes
+
     def activations(self, tokens: float, logits: float, logit_bytes: int) -> float:
         """Bytes of an update's micro-batch: what each layer hands to the next, one layer at work, logits, and the
         weights in bfloat16 that autocast keeps.
@@ -145,12 +150,16 @@ class StagePlan:
 
     name: str
     updates: int
+    units: int
+    """Examples of stages 1 and 2, prompts of stage 3."""
     tokens: float
     """Read and written in all updates, by all processes."""
     operations: float
     """Of all updates and processes."""
     memory: float
-    """Bytes of a GPU, beside what the allocator and CUDA themselves take."""
+    """Bytes of a GPU that holds the whole model, beside what the allocator and CUDA themselves take."""
+    in_parts: float | None
+    """Bytes of a GPU that holds a part of it (FSDP); None where it must hold all."""
 
 
 def measure_lengths(recipe: Recipe, world: World, traces: Traces, tokenizer: "PreTrainedTokenizerBase") -> Lengths:
@@ -180,9 +189,10 @@ def measure_lengths(recipe: Recipe, world: World, traces: Traces, tokenizer: "Pr
 
 
 def plan(recipe: Recipe, size: Size, lengths: Lengths, processes: int) -> list[StagePlan]:
-    """The three stages on so many GPUs, each of which holds the whole model.
+    """The three stages on so many GPUs.
 
-    A completion is as long as a thought of stage 2 in what is counted, and as long as its budget in memory.
+    Before training and after it, a GPU holds the whole model even where training spreads it. A completion is as long as
+    a thought of stage 2 in what is counted, and as long as its budget in memory.
 
     Raises:
         InputError: updates that do not divide among the processes and micro-batches.
@@ -190,6 +200,13 @@ def plan(recipe: Recipe, size: Size, lengths: Lengths, processes: int) -> list[S
     start, stages = recipe.backbone, []
     rank = start.lora_rank if isinstance(start, Pretrained) else None
     trained = size.parameters if rank is None else size.adapters(rank)
+
+    def memory(reference: bool, work: float) -> tuple[float, float | None]:
+        whole = size.state(trained, reference, processes) + work
+        if processes == 1 or rank is not None:
+            return whole, None
+        return whole, size.state_in_parts(reference, processes) + max(work, 4.0 * size.parameters)
+
     for name, config, mean_length, learnt in (
         ("1", recipe.stage1, lengths.stage1, lengths.stage1_learnt),
         ("2", recipe.stage2, lengths.stage2, lengths.stage2_learnt),
@@ -197,9 +214,9 @@ def plan(recipe: Recipe, size: Size, lengths: Lengths, processes: int) -> list[S
         micro, _ = divide("examples", config.batch_size, config.micro_batch, processes)
         examples = config.updates * config.batch_size
         read = micro * lengths.longest_example
-        memory = size.state(trained, False, processes) + size.activations(read, read, CROSS_ENTROPY)
+        held = memory(False, size.activations(read, read, CROSS_ENTROPY))
         operations = size.learning(examples * mean_length, examples * learnt, mean_length / 2, rank is None)
-        stages.append(StagePlan(name, config.updates, examples * mean_length, operations, memory))
+        stages.append(StagePlan(name, config.updates, examples, examples * mean_length, operations, *held))
     rl = recipe.stage3
     micro, accumulated = divide("prompts", rl.prompts, rl.micro_prompts, processes)
     asked = rl.updates * rl.prompts
@@ -215,15 +232,17 @@ def plan(recipe: Recipe, size: Size, lengths: Lengths, processes: int) -> list[S
     writing = size.cache(at_once * (lengths.longest_prompt + row)) + at_once * rl.group_size * size.vocabulary * 8
     writing += 2 * size.parameters  # in bfloat16
     learning = size.activations(micro * (lengths.longest_prompt + row), micro * row, SET_LOGPS)
-    memory = size.state(trained, rank is None, processes) + max(writing, learning)
-    stages.append(StagePlan("3", rl.updates, together, operations, memory))
+    held = memory(rank is None, max(writing, learning))
+    stages.append(StagePlan("3", rl.updates, asked, together, operations, *held))
     return stages
 
 
-def launch(command: Sequence[str], processes: int) -> str:
+def launch(command: Sequence[str], processes: int, in_parts: bool = False) -> str:
     """The command line that starts it."""
-    launcher = "" if processes == 1 else f"accelerate launch --multi_gpu --num_processes {processes} -m sapo.cli "
-    return (launcher or "sapo ") + shlex.join(command)
+    if processes == 1:
+        return f"sapo {shlex.join(command)}"
+    how = FSDP if in_parts else "--multi_gpu"
+    return f"accelerate launch {how} --num_processes {processes} -m sapo.cli {shlex.join(command)}"
 
 
 def model_config(start: Pretrained) -> "PreTrainedConfig":

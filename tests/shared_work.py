@@ -29,6 +29,7 @@ from sapo.errors import InputError
 from sapo.experiments import run
 from sapo.runs import Job
 from sapo.training import sft
+from sapo.training.adapters import rows_alone
 from sapo.training.sft import SFTConfig, train_supervised
 from sapo.training.sharding import check_sharding, gathered, whole_weights
 from sapo.training.trainer import SAPOTrainer
@@ -240,6 +241,9 @@ def unknown(out: Path) -> None:
         said.append(str(error.value))
     with pytest.raises(InputError, match="adapters need the whole model on each GPU: launch with DDP"):
         train_supervised(make_policy(), SPLIT, SFTConfig(2, batch_size=4), "next_item", out, 0, lora_rank=2)
+    policy = make_policy()
+    with rows_alone(policy.model, [0]), pytest.raises(InputError, match="rows that are trained alone need the whole"):
+        train_supervised(policy, SPLIT, SFTConfig(2, batch_size=4), "next_item", out, 0)
     folder = out / "stage2"
     if processes.is_first():
         tiny_model(VOCAB).save_pretrained(folder)

@@ -1,16 +1,19 @@
 """What `sapo plan` counts, against models that are built and run."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from checkpoints import checkpoint
 from test_experiments import TINY
 from torch.utils.flop_counter import FlopCounterMode
 
-from sapo import cli, recipes
+from sapo import cli, measuring, recipes
 from sapo.errors import InputError
 from sapo.planning import (
     Lengths,
     Size,
+    StagePlan,
     launch,
     measure_lengths,
     model_config,
@@ -23,6 +26,8 @@ from sapo.policy.shared_prompt import PromptCache, share_prompts
 from sapo.runs import Job
 from sapo.stages import words_and_traces
 from sapo.training.adapters import adapted, item_rows
+from sapo.training.sft import SupervisedTrainer
+from sapo.training.trainer import SAPOTrainer
 
 KINDS = ("qwen", "llama", "gemma")
 WORLD = Job(TINY, "").world
@@ -108,6 +113,14 @@ def test_a_plan_by_hand():
     learning = (150 + 16 * 1020) * (32 + 288) + 16 * 1020 * 50 * 6
     writing = 8 * (150 + 16 * 1020) * 2 * 6 * 2 + 8 * 16 * 50 * 8
     assert third.memory == 1200 * (8 + 12 + 4 + 2) + max(learning, writing)
+    # a fourth of 16 bytes a parameter, of 20 with the reference's, and no buckets
+    assert first.in_parts == first.memory - 1200 * (16 + 4) + 1200 * 16 / 4
+    assert third.in_parts == third.memory - 1200 * (20 + 4) + 1200 * 20 / 4
+    # where training itself takes little, the whole model before it counts
+    bare = replace(recipe, stage1=replace(recipe.stage1, batch_size=4, micro_batch=1))
+    little = plan(bare, SIZE, replace(LENGTHS, longest_example=1), 4)[0]
+    assert 1200 * 2 + 32 + 288 + 700 < 1200 * 4
+    assert little.in_parts == 1200 * (16 / 4 + 4)
 
 
 def test_more_gpus_share_what_is_read_and_adapters_need_no_reference():
@@ -115,11 +128,14 @@ def test_more_gpus_share_what_is_read_and_adapters_need_no_reference():
     alone, four = plan(recipe, SIZE, LENGTHS, 1), plan(recipe, SIZE, LENGTHS, 4)
     assert [stage.operations for stage in alone] == [stage.operations for stage in four]
     assert [b.memory - a.memory for a, b in zip(alone, four, strict=True)] == [4 * 1200] * 3
+    assert {stage.in_parts for stage in alone} == {None}
     with pytest.raises(InputError, match="1024 examples an update do not divide among 3 processes"):
         plan(recipe, SIZE, LENGTHS, 3)
     small = plan(recipes.paper(2560, 2560, 1000, Pretrained("x", lora_rank=1)), SIZE, LENGTHS, 1)
     # a backward pass without gradients of weights is one of three forward passes less, of four
     assert small[0].operations == 150 * 1024 * 100 * (6 * 1800 + 0.4 * 4 * 200)
+    adapters = plan(recipes.paper(2560, 2560, 1000, Pretrained("x", lora_rank=1)), SIZE, LENGTHS, 4)
+    assert {stage.in_parts for stage in adapters} == {None}
     held = 12 * (1200 - SIZE.adapters(1))
     assert [a.memory - b.memory for a, b in zip(alone, small, strict=True)] == [held, held, held + 4 * 1200]
 
@@ -149,7 +165,9 @@ def test_the_command_prints_a_plan(folders, capsys):
     add_item_tokens(model, tokenizer, world.catalog)
     assert f"{len(tokenizer):,} tokens" in text  # and no row that is no token's
     assert "accelerate launch --multi_gpu --num_processes 4 -m sapo.cli run --preset paper" in text
+    assert "or in parts: accelerate launch --use_fsdp --fsdp_version 2" in text
     assert text.count("GiB a GPU") == 6
+    assert text.count(" in parts  ") == 3
     assert text.count(" h\n") == 6
     cli.Plan(gpus=(8,), lora=16)()
     text = capsys.readouterr().out
@@ -159,3 +177,64 @@ def test_the_command_prints_a_plan(folders, capsys):
     with pytest.raises(InputError, match="no model that can be planned for"):
         cli.Plan(backbone="./nowhere")()
     assert launch(["run", "--data", "my data"], 1) == "sapo run --data 'my data'"
+
+
+@pytest.mark.parametrize("rank", [None, 2])
+def test_measuring_runs_every_stage_at_the_sizes_of_the_recipe(folders, rank, monkeypatch):
+    start = Pretrained(folders["qwen"], lora_rank=rank)
+    recipe = recipes.paper(100, 50, WORLD.catalog.num_items, start)
+    recipe = replace(
+        recipe,
+        stage1=replace(recipe.stage1, micro_batch=3),
+        stage2=replace(recipe.stage2, micro_batch=2),
+        stage3=replace(recipe.stage3, group_size=4, rollout_prompts=2),
+        block_budget=9,
+    )
+    job = Job(recipe, "")
+    tokenizer, traces = plan_tokenizer(start, job.world), words_and_traces(job)[1]
+    lengths = measure_lengths(recipe, job.world, traces, tokenizer)
+    lengths = replace(lengths, stage2_learnt=lengths.longest_completion - 3 * 9 + 3 * 4)  # four words a block
+    policy = measuring.random_policy(recipe, job.world, model_config(start), tokenizer, len(tokenizer))
+    read, written = [], []
+    compute, sample = SupervisedTrainer.compute_loss, SAPOTrainer.sample
+
+    def computed(self, model, inputs, **more):
+        read.append(inputs["attention_mask"].sum(1).tolist())
+        return compute(self, model, inputs, **more)
+
+    def sampled(self, prompts, size, seed):
+        written.append((len(prompts), max(map(len, prompts)), sample(self, prompts, size, seed)))
+        return written[-1][2]
+
+    monkeypatch.setattr(SupervisedTrainer, "compute_loss", computed)
+    monkeypatch.setattr(SAPOTrainer, "sample", sampled)
+    found = measuring.measure(recipe, job.world, traces, policy, lengths)
+    assert [len(rows) for rows in read] == [3] * 6 + [2] * 6
+    assert max(read[3]) == max(length for rows in read[:6] for length in rows)  # the longest come second
+    assert [count for count, *_ in written] == [2] * 6
+    assert written[3][1] >= max(longest for _, longest, _ in written[:3])
+    blocks = [rollouts.completion_mask.sum(1).unique().tolist() for *_, rollouts in written]
+    assert blocks == [[lengths.longest_completion - 3 * 9 + 3 * 4]] * 3 + [[lengths.longest_completion]] * 3
+    assert list(found) == ["1", "2", "3"]
+    assert all(one.seconds > 0 and one.memory is None for one in found.values())
+
+
+def test_what_was_measured_is_said_beside_the_plan():
+    planned = StagePlan("3", 10, 20, 0, 0, memory=9 * 2**30, in_parts=None)
+    assert measuring.Measured(2.5, None).describe(planned) == "stage 3: 2.5 s a prompt with its completions"
+    text = measuring.Measured(0.25, 10 * 2**30).describe(replace(planned, name="1"))
+    assert text == "stage 1: 0.25 s an example; 10.0 GiB, by the formula 9.0 (-10%)"
+
+
+def test_the_command_makes_times_of_what_was_measured(folders, capsys, monkeypatch):
+    """A tenth of a second an example or prompt: hours by hand."""
+    found = dict.fromkeys("123", measuring.Measured(0.1, None))
+    monkeypatch.setattr(measuring, "measure", lambda *unused: found)
+    cli.Plan(backbone=folders["qwen"], gpus=(1, 2), measure=True)()
+    text = capsys.readouterr().out
+    assert "measured here, stage 2: 0.1 s an example\n" in text
+    world = Job(recipes.QUICK, "").world
+    rows, items = len(world.split.train), world.catalog.num_items
+    hours = [10 * ((5 * rows + 3 * items) // 1024) * 1024, 5 * (rows // 1024) * 1024, 10 * rows // 256 * 256]
+    said = [float(line.split()[-2]) for line in text.splitlines() if line.endswith(" h")]
+    assert said == pytest.approx([units * 0.1 / 3600 / gpus for gpus in (1, 2) for units in hours], abs=0.051)

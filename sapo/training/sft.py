@@ -5,6 +5,7 @@ Stage 2 teaches to think in blocks first, on traces that lead to the target.
 The control without thinking goes on with stage 1's task for as many updates.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,6 +13,7 @@ from typing import Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.utils.data import Dataset
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
 
 from sapo.data.interactions import Split
@@ -48,7 +50,7 @@ class SFTConfig:
     micro_batch: int | None = None
     """Examples that a process reads at a time; all of its share of an update where None."""
     half: bool = False
-    """Multiply matrices in bfloat16 (`torch.autocast`); weights stay in float32."""
+    """On a GPU, multiply matrices in bfloat16 (`torch.autocast`); weights stay in float32."""
     checkpointing: bool = False
     """Compute activations again in the backward pass, to save memory."""
     validate_every: int | None = None
@@ -118,14 +120,37 @@ def train_supervised(
     else:
         share = {"next_item": config.title_share, "alignment": ALIGNED, "thinking": 0.0}[task]
         examples = Examples(policy, split, task, length, seed, traces, share, first)
-    pad_id = policy.tokenizer.pad_token_id
-    micro, accumulated = shares("examples", config.batch_size, config.micro_batch)
-    every, callbacks = (
-        config.validate_every,
-        [ProgressLine(f"{task} seed {seed}", {"loss": "loss"}), StopAtNonFiniteLoss()],
-    )
+    valid = None if config.validate_every is None else NextItems(policy, split.valid)
+    trainer = supervised_trainer(policy, examples, config, folder, seed, valid, lora_rank)
+    trainer.add_callback(ProgressLine(f"{task} seed {seed}", {"loss": "loss"}))
+    trainer.add_callback(StopAtNonFiniteLoss())
     if config.patience is not None:
-        callbacks.append(StopWithoutGain(config.patience))
+        trainer.add_callback(StopWithoutGain(config.patience))
+    whole = all(parameter.requires_grad for parameter in policy.model.parameters())
+    alone = None if whole else "rows that are trained alone"
+    check_sharding(trainer.accelerator, alone if lora_rank is None else "adapters")
+    with disk_errors(folder):
+        trainer.train(resume_from_checkpoint=resume)
+    policy.model = merged(gathered(trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)))
+    return trainer.state.log_history
+
+
+def supervised_trainer(
+    policy: Policy,
+    examples: Dataset | Sequence[dict[str, list[int]]],
+    config: SFTConfig,
+    folder: str | Path,
+    seed: int,
+    valid: Dataset | None = None,
+    lora_rank: int | None = None,
+) -> SupervisedTrainer:
+    """The trainer of a stage; `train_supervised` explains the arguments.
+
+    Args:
+        examples, valid: token ids and labels.
+    """
+    pad_id, every = policy.tokenizer.pad_token_id, config.validate_every
+    micro, accumulated = shares("examples", config.batch_size, config.micro_batch)
     trainer = SupervisedTrainer(
         model=policy.model if lora_rank is None else adapted(policy, lora_rank, seed),
         args=TrainingArguments(
@@ -148,7 +173,7 @@ def train_supervised(
             prediction_loss_only=True,
             load_best_model_at_end=every is not None,
             metric_for_best_model=None if every is None else "loss",
-            bf16=config.half,
+            bf16=config.half and torch.cuda.is_available(),
             gradient_checkpointing=config.checkpointing,
             seed=seed,
             data_seed=seed,
@@ -159,13 +184,8 @@ def train_supervised(
             dataloader_pin_memory=False,
         ),
         train_dataset=examples,
-        eval_dataset=None if every is None else NextItems(policy, split.valid),
+        eval_dataset=valid,
         data_collator=lambda rows: collate(rows, pad_id),
-        callbacks=callbacks,
     )
-    check_sharding(trainer.accelerator, None if lora_rank is None else "adapters")
     trainer.remove_callback(PrinterCallback)
-    with disk_errors(folder):
-        trainer.train(resume_from_checkpoint=resume)
-    policy.model = merged(gathered(trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)))
-    return trainer.state.log_history
+    return trainer

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from transformers import PreTrainedModel
 
-ADVICE = (
-    "accelerate launch --use_fsdp --fsdp_version 2 --fsdp_auto_wrap_policy TRANSFORMER_BASED_WRAP "
+FSDP = (  # options of accelerate launch
+    "--use_fsdp --fsdp_version 2 --fsdp_auto_wrap_policy TRANSFORMER_BASED_WRAP "
     "--fsdp_state_dict_type FULL_STATE_DICT --fsdp_cpu_ram_efficient_loading false"
 )
 
@@ -39,13 +39,15 @@ def check_sharding(accelerator: "Accelerator", needs_all: str | None = None) -> 
     if kind in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
         return
     if kind != DistributedType.FSDP:
-        raise InputError(f"{kind.value} is not known here: launch with DDP (--multi_gpu) or FSDP2 ({ADVICE}).")
+        raise InputError(
+            f"{kind.value} is not known here: launch with DDP (--multi_gpu) or FSDP2 (accelerate launch {FSDP})."
+        )
     plugin = accelerator.state.fsdp_plugin
     whole = "FULL_STATE_DICT" in str(plugin.state_dict_type)
     if plugin.fsdp_version != 2 or not whole or plugin.cpu_ram_efficient_loading:
         raise InputError(
             f"FSDP {plugin.fsdp_version} with {plugin.state_dict_type} and cpu_ram_efficient_loading "
-            f"{plugin.cpu_ram_efficient_loading} is not known here: {ADVICE}."
+            f"{plugin.cpu_ram_efficient_loading} is not known here: accelerate launch {FSDP}."
         )
     if needs_all is not None:
         raise InputError(f"{needs_all} need the whole model on each GPU: launch with DDP (--multi_gpu).")
