@@ -158,10 +158,14 @@ def test_the_paper_preset_takes_its_updates_from_the_data(folder, monkeypatch, t
     assert whole.backbone == Pretrained("Qwen/Qwen3-1.7B", row_updates=5, lora_rank=8)
     assert half.backbone == Pretrained("my/model")
     assert (whole.preset, half.preset) == ("paper-lora8-rows5", "paper-model-0.5")
-    assert whole.stage1.updates == max(1, 10 * (5 * rows + 3 * items) // 1024)
+    epoch = max(1, (5 * rows + 3 * items) // 1024)
+    assert (whole.stage1.updates, whole.stage1.validate_every, whole.stage1.patience) == (10 * epoch, epoch, 3)
+    assert (whole.stage2.updates, whole.stage2.validate_every, whole.stage2.patience) == (5, 1, 5)  # fewer rows
+    assert (half.stage1.updates, half.stage1.validate_every) == (5 * epoch, max(1, round(epoch / 2)))
     assert whole.stage3.updates == max(1, 10 * rows // 256) == 2 * half.stage3.updates
     assert (whole.seeds, half.seeds) == ((0,), (0, 1, 2))
     # as the fork sets them
+    assert {(stage.schedule, stage.weight_decay) for stage in (whole.stage1, whole.stage2)} == {("linear", 0.0)}
     assert (whole.stage1.batch_size, whole.stage1.learning_rate, whole.stage1.warmup) == (1024, 3e-4, 20)
     assert (whole.stage2.batch_size, whole.stage2.learning_rate, whole.stage2.warmup) == (1024, 1e-5, 10)
     assert (whole.stage3.prompts, whole.stage3.group_size, whole.stage3.learning_rates) == (256, 16, (5e-7,))
