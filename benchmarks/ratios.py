@@ -33,7 +33,8 @@ from sapo.policy.beam_search import Beams, constrained_beam_search
 from sapo.policy.rollout import Rollouts, completion_logps, forced_tokens, grouped_rollouts
 from sapo.policy.shared_prompt import PackedGroups, share_prompts
 from sapo.semantic_ids.trie import SidTrie
-from sapo.training.trainer import SAPOConfig, SAPOTrainer
+from sapo.training.config import SAPOConfig
+from sapo.training.trainer import SAPOTrainer
 
 CLOSE_ENOUGH = 1e-5  # of log-probabilities and parameters, and relative of gradients, in float32
 BETA = 1e-3  # of the KL term, which costs a reference policy on both sides

@@ -38,7 +38,7 @@ if TYPE_CHECKING:  # the same names once more, for editors and type checkers
     from sapo.policy.rollout import grouped_rollouts as grouped_rollouts
     from sapo.semantic_ids.tokenizer import ItemTokenizer as ItemTokenizer
     from sapo.semantic_ids.trie import SidTrie as SidTrie
-    from sapo.training.trainer import SAPOConfig as SAPOConfig
+    from sapo.training.config import SAPOConfig as SAPOConfig
     from sapo.training.trainer import SAPOTrainer as SAPOTrainer
 
 __version__ = version("sapo")
@@ -70,7 +70,7 @@ _HOME = {
     "Policy": "sapo.policy.policy",
     "recommend": "sapo.policy.policy",
     "ask": "sapo.answer",
-    "SAPOConfig": "sapo.training.trainer",
+    "SAPOConfig": "sapo.training.config",
     "SAPOTrainer": "sapo.training.trainer",
     "ranking_metrics": "sapo.analysis.evaluation",
     "paired_bootstrap": "sapo.analysis.statistics",

@@ -24,9 +24,10 @@ from sapo.policy.traces import Traces
 from sapo.recipes import Recipe
 from sapo.runs import World
 from sapo.training.adapters import merged
+from sapo.training.config import SAPOConfig
 from sapo.training.examples import ChatExamples, SFTTask
 from sapo.training.sft import SFTConfig, supervised_trainer
-from sapo.training.trainer import SAPOConfig, SAPOTrainer
+from sapo.training.trainer import SAPOTrainer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig

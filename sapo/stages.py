@@ -116,9 +116,10 @@ def train_stage3(job: Job, seed: int, method: str, learning_rate: float) -> None
     """Reinforcement learning with an objective from the seed's stage-2 folder, or as a system does it."""
     from transformers import PrinterCallback
 
+    from sapo.training.config import SAPOConfig
     from sapo.training.progress import ProgressLine
     from sapo.training.sharding import gathered
-    from sapo.training.trainer import SAPOConfig, SAPOTrainer
+    from sapo.training.trainer import SAPOTrainer
 
     folder = stage3_folder(job, seed, method, learning_rate)
     if folder.finished:

@@ -22,8 +22,9 @@ from sapo.policy.policy import Policy, recommend
 from sapo.recipes import EvaluationConfig, Recipe, RLConfig
 from sapo.runs import Job, load_world
 from sapo.systems import SYSTEMS
+from sapo.training.config import SAPOConfig
 from sapo.training.sft import SFTConfig
-from sapo.training.trainer import SAPOConfig, SAPOTrainer
+from sapo.training.trainer import SAPOTrainer
 
 TINY = Recipe(
     preset="quick",

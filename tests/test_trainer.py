@@ -21,7 +21,9 @@ from sapo.policy.rollout import forced_tokens, grouped_rollouts
 from sapo.semantic_ids.trie import SidTrie
 from sapo.training import trainer as trainer_module
 from sapo.training.adapters import merged
-from sapo.training.trainer import SAPOConfig, SAPOTrainer, _weight_moved
+from sapo.training.config import SAPOConfig
+from sapo.training.credit_metrics import weight_moved
+from sapo.training.trainer import SAPOTrainer
 
 SIZES = (3, 3)
 LAYOUT = layout_for(SIZES)
@@ -502,7 +504,7 @@ def test_a_run_with_values_is_resumed_with_them(folder, tmp_path, tokenizer):
 def test_the_weight_that_the_step_mean_moves():
     """1, 2 and 4 trained tokens: 1/3 each instead of 1/7, 2/7, 4/7; an empty step's share is lost."""
     counts = torch.tensor([[1.0, 2, 4], [2, 2, 2], [3, 0, 0], [0, 0, 0]])
-    moved = _weight_moved(counts)
+    moved = weight_moved(counts)
     assert moved.tolist() == pytest.approx([(4 + 1 + 5) / 21 / 2, 0, 2 / 3 / 2, 0])
 
 
@@ -638,12 +640,6 @@ def test_refusals(folder, tmp_path, tokenizer):
     with pytest.raises(InputError, match="leave reward_funcs out"):
         make(objective="sapo_fallback", reward_funcs=exact_reward)
     assert make(objective="grpo", scale_rewards=True).args.scale_rewards == "group"  # TRL's other spelling
-
-
-def test_weights_that_processes_share_are_refused(folder, tmp_path, tokenizer, monkeypatch):
-    monkeypatch.setattr(trainer_module, "WHOLE", ())
-    with pytest.raises(InputError, match=r"NO spreads the weights over processes.*launch with DDP"):
-        ours(folder, tmp_path, tokenizer)
 
 
 def test_rollouts_in_portions_are_those_of_each_portion(folder, tmp_path, tokenizer):

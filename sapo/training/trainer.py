@@ -17,9 +17,8 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -28,7 +27,7 @@ from datasets import Dataset
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 
 from sapo.credit.objectives import OBJECTIVES, VERIFIED, Objective, policy_loss
@@ -52,6 +51,8 @@ from sapo.policy.rollout import (
 from sapo.policy.shared_prompt import PackedGroups, PromptCache, share_prompts, sharing_prompts
 from sapo.semantic_ids.trie import SidTrie
 from sapo.training.adapters import lora_config
+from sapo.training.config import SAPOConfig
+from sapo.training.credit_metrics import credit_metrics, no_spread
 from sapo.training.critic import Critic
 from sapo.training.sampler import ResumableSampler
 from sapo.training.sharding import check_sharding, whole_weights
@@ -60,161 +61,6 @@ logger = logging.getLogger(__name__)
 SILENT_BATCHES = 50  # without any credit, before a warning
 RESAMPLING_ROUNDS = 4  # of DAPO's dynamic sampling
 MAX_START_KL = 1e-6  # policy against reference, before the first update
-# Options of TRL's trainer that the built-in decoder and losses do not read: better refused than ignored.
-UNUSED = (
-    *("top_p", "top_k", "min_p", "repetition_penalty", "generation_kwargs"),
-    *("delta", "off_policy_mask_threshold", "multi_objective_aggregation"),
-)
-_LOSS_TYPES = {"sequence": "grpo", "token": "dapo", "constant": "dr_grpo", "step": "grpo"}
-_RATIO_LEVELS = {"token": "token", "sequence": "sequence", "sequence_sum": "sequence", "step": "token"}
-
-
-@dataclass
-class SAPOConfig(GRPOConfig):
-    """`GRPOConfig` whose loss is named by an objective.
-
-    `objective` decides `loss_type`, `importance_sampling_level`, `scale_rewards`, `epsilon`, `epsilon_high` and `beta`.
-    They may be left out; a value that contradicts the objective raises. `beta` may be given to weigh the KL of an
-    objective that has one.
-    """
-
-    objective: str = "sapo"
-    """A key of `OBJECTIVES`."""
-    block_budget: int | list[int] | None = None
-    """Most words of a thinking block, one number or one a block; the block is closed at it. `from_catalog` takes the
-    policy's own where None, which is what `recommend` decodes with; otherwise 8."""
-    min_block_tokens: int | None = None
-    """Fewest words of a thinking block. `from_catalog` takes the policy's own where None; otherwise 0."""
-    reward_beams: int = 32
-    """SIDs after each thought that the objective "best_of_beam" looks at. As many as the catalogue has would always
-    hold the right one."""
-    value_learning_rate: float | None = None
-    """Rate of the values that the objective "rlvr" learns; 10 times the policy's where None, since they start at 0."""
-    sid_logps: Literal["trie", "full"] = "trie"
-    """Log-probabilities of the tokens that the decoder allowed ("trie"), or of the full softmax ("full")."""
-    lora_rank: int | None = None
-    """Train low-rank adapters of this rank (peft); the reference is then the model without them. All weights where
-    None."""
-    rollout_prompts: int | None = None
-    """Prompts whose completions are written at a time, which bounds memory; all of a batch where None."""
-    share_prompts: bool = True
-    """Read each prompt once for the log-probabilities of its completions, of the policy and of the reference. The
-    numbers are the same; False reads it with every completion, as TRL does."""
-
-    loss_type: str | None = None
-    importance_sampling_level: str | None = None
-    scale_rewards: str | None = None
-    epsilon: float | None = None
-    epsilon_high: float | None = None
-    beta: float | None = None
-    max_completion_length: int | None = None
-    use_bias_correction_kl: bool = False
-    disable_dropout: bool = True
-    gradient_checkpointing: bool | None = None
-    bf16: bool | None = None
-    dataloader_pin_memory: bool | None = None
-    ddp_find_unused_parameters: bool | None = False
-    report_to: str | list[str] | None = "none"
-
-    def __post_init__(self) -> None:
-        if self.loss_type == "sapo":
-            raise InputError(
-                "loss_type='sapo' is Soft Adaptive Policy Optimization (arXiv 2511.20347), which replaces the clip "
-                "by a soft gate. Step-Aligned Policy Optimization (arXiv 2605.17648) is objective='sapo'."
-            )
-        if self.objective not in OBJECTIVES:
-            raise InputError(f"objective is {self.objective!r}; known are {', '.join(OBJECTIVES)}.")
-        chosen = OBJECTIVES[self.objective]
-        if isinstance(self.scale_rewards, bool):  # TRL's other spelling
-            self.scale_rewards = "group" if self.scale_rewards else "none"
-        decided = {
-            "loss_type": _LOSS_TYPES[chosen.average],
-            "importance_sampling_level": _RATIO_LEVELS[chosen.ratio],
-            "scale_rewards": chosen.scale,
-            "epsilon": chosen.epsilon,
-            "epsilon_high": chosen.epsilon_high,
-        }
-        for name, value in decided.items():
-            given = getattr(self, name)
-            if given is not None and given != value:
-                raise InputError(f"{name}={given!r} contradicts objective={self.objective!r}, which sets {value!r}.")
-            setattr(self, name, value)
-        if self.beta is None:
-            self.beta = chosen.beta
-        elif self.beta and not chosen.beta:
-            raise InputError(f"beta={self.beta} contradicts objective={self.objective!r}, which has no KL term.")
-        if self.mask_truncated_completions:
-            raise InputError("mask_truncated_completions would drop every completion: a SID ends without EOS.")
-        if self.top_entropy_quantile < 1 or self.entropy_coef or self.use_adaptive_entropy:
-            raise InputError(
-                "top_entropy_quantile, entropy_coef and use_adaptive_entropy are not part of any objective here."
-            )
-        for name in ("reward_beams", "rollout_prompts", "lora_rank"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"{name} is {value}; at least 1.")
-        if self.lora_rank is not None and chosen.credit == "token":
-            raise InputError(f"objective {self.objective!r} copies the policy for its values: leave lora_rank out.")
-        if self.sid_logps not in ("trie", "full"):
-            raise InputError(f"sid_logps is {self.sid_logps!r}; use 'trie' or 'full'.")
-        if self.use_vllm or self.use_transformers_continuous_batching:
-            raise InputError(
-                "use_vllm and use_transformers_continuous_batching write completions that nothing holds to K closed "
-                "blocks and a SID of the catalogue. Leave them out for the decoder that does; or ask a server of yours "
-                "from rollout_func, whose malformed completions are paid 0."
-            )
-        for name in UNUSED:
-            default = GRPOConfig.__dataclass_fields__[name].default
-            if getattr(self, name) != default:
-                raise InputError(
-                    f"{name}={getattr(self, name)!r} has no effect on these objectives and rollouts: leave it "
-                    f"{default!r}."
-                )
-        if self.use_bias_correction_kl:
-            raise InputError(
-                "use_bias_correction_kl changes the KL gradient; the objectives here use the papers' plain k3."
-            )
-        on_gpu = torch.cuda.is_available() and not self.use_cpu
-        if self.bf16 is None and not self.fp16:
-            self.bf16 = on_gpu and torch.cuda.is_bf16_supported()
-        if self.gradient_checkpointing is None:
-            self.gradient_checkpointing = on_gpu
-        if self.dataloader_pin_memory is None:
-            self.dataloader_pin_memory = on_gpu
-        for name in ("num_generations", "num_generations_eval"):
-            size = getattr(self, name)
-            if size is not None and size < 2:
-                raise InputError(f"{name} is {size}: a group-relative advantage needs at least 2 completions a prompt.")
-        if self.per_device_train_batch_size % self.num_generations:
-            group = self.num_generations
-            nearest = max(1, round(self.per_device_train_batch_size / group)) * group
-            raise InputError(
-                f"per_device_train_batch_size {self.per_device_train_batch_size} is no multiple of num_generations "
-                f"{group}, so a micro-batch would tear a group. {nearest} = {nearest // group} prompts x {group} "
-                f"completions fits; gradient_accumulation_steps multiplies the prompts of an update."
-            )
-        super().__post_init__()
-        self._check_checkpoints()
-
-    def _check_checkpoints(self) -> None:
-        """A checkpoint between two generations could not be resumed: its rollouts are gone."""
-        accumulated = self.gradient_accumulation_steps
-        passes = self.steps_per_generation * self.num_iterations  # micro-batches that one generation feeds
-        if passes % accumulated and accumulated % passes:
-            raise InputError(
-                f"steps_per_generation {self.steps_per_generation} x num_iterations {self.num_iterations} = {passes} "
-                f"micro-batches a generation and gradient_accumulation_steps {accumulated}: one must divide the other, "
-                f"or an update would end within a generation."
-            )
-        updates = max(1, passes // accumulated)
-        if self.save_strategy != "steps" or updates == 1:
-            return
-        for name in ("save_steps", "max_steps"):  # the trainer saves at the last update too
-            value = getattr(self, name)
-            if value > 0 and value % updates:
-                raise InputError(
-                    f"{name} is {value}, but rollouts are made every {updates} updates: use a multiple of {updates}."
-                )
 
 
 class SAPOTrainer(GRPOTrainer):
@@ -545,33 +391,20 @@ class SAPOTrainer(GRPOTrainer):
         group_size: int,
     ) -> None:
         """What TRL logged of its own scalar advantages is replaced by the objective's."""
-        log, steps = self._metrics[mode], self.layout.num_steps
-        trajectory = rewards.sum(1) if rewards.dim() == 2 else rewards
         by_step = advantages if advantages.dim() == 2 else advantages[:, None]
-        log["reward"][-1] = trajectory.mean().item()
-        log["reward_std"][-1] = trajectory.std().item()
-        log["frac_reward_zero_std"][-1] = _no_spread(trajectory[:, None], group_size).mean().item()
-        log["frac_zero_credit"].append(
-            (by_step == 0).view(-1, group_size * by_step.shape[1]).all(1).float().mean().item()
-        )
+        log = self._metrics[mode]
+        for name, value in credit_metrics(rewards, by_step, match, lengths, trained, group_size).items():
+            if name in ("reward", "reward_std", "frac_reward_zero_std"):
+                log[name][-1] = value
+            else:
+                log[name].append(value)
         self._warn_of_silence(mode, bool((by_step == 0).all()))
-        log["signs_differ"].append(((by_step > 0).any(1) & (by_step < 0).any(1)).float().mean().item())
-        exact = match.prod(1, keepdim=True)
-        log["exact/frac_zero_spread"].append(_no_spread(exact, group_size).mean().item())
-        log["response_length"].append(lengths.sum(1).mean().item())  # TRL's completions/mean_length skips forced tokens
-        zero_spread = _no_spread(match, group_size).mean(0)
-        for k in range(steps):
-            log[f"step/{k + 1}/reward_mean"].append(match[:, k].mean().item())
-            log[f"step/{k + 1}/frac_zero_spread"].append(zero_spread[k].item())
-            log[f"step/{k + 1}/length"].append(lengths[:, k].mean().item())
-            log[f"step/{k + 1}/trained"].append(trained[:, k].mean().item())
-        log["weight_moved"].append(_weight_moved(trained).mean().item())
         tail = len(by_step)
         shown = self._logs["advantages"]
         for _ in range(min(tail, len(shown))):
             shown.pop()
         shown.extend(by_step.mean(1).tolist())
-        for k in range(steps if advantages.dim() == 2 else 0):
+        for k in range(self.layout.num_steps if advantages.dim() == 2 else 0):
             self._logs["extra"][f"advantage_step_{k + 1}"].extend(by_step[:, k].tolist())
 
     def _warn_of_silence(self, mode: str, silent: bool) -> None:
@@ -614,10 +447,10 @@ class SAPOTrainer(GRPOTrainer):
             rewards = self.objective.rewards(
                 rollouts.sids, target.repeat_interleave(size, 0), self.trie.contains(rollouts.sids)
             )
-            flat = _no_spread(rewards.view(len(rollouts.sids), -1), size).prod(1).bool().tolist()
-            for index, (row, no_spread) in enumerate(zip(rows, flat, strict=True)):
+            flat = no_spread(rewards.view(len(rollouts.sids), -1), size).prod(1).bool().tolist()
+            for index, (row, is_flat) in enumerate(zip(rows, flat, strict=True)):
                 group = Rollouts(*(values[index * size : (index + 1) * size] for values in rollouts))
-                (spare if no_spread else kept).append((row, group))
+                (spare if is_flat else kept).append((row, group))
             rounds += 1
         log = self._metrics["train"]
         log["dynamic_sampling/share_with_spread"].append(min(1.0, len(kept) / wanted))
@@ -891,23 +724,6 @@ def _by_step(
     """Mean over the trained tokens of each step, 0 where it has none."""
     inside = torch.stack([(steps == k) & trained for k in range(num_steps)], 1)
     return (values[:, None] * inside).sum(2) / inside.sum(2).clamp(min=1)
-
-
-def _weight_moved(counts: Float[Tensor, "B K"]) -> Float[Tensor, "B"]:
-    """Half the distance between the weights of a completion's steps under the step mean and the mean over its tokens.
-
-    The one weighs a step with trained tokens by 1/K, the other by its share of them: where all steps have some, it is
-    the share of weight that moves. 0 where nothing is trained.
-    """
-    total = counts.sum(1, keepdim=True)
-    shares = counts / total.clamp(min=1)
-    return ((shares - (counts > 0) / counts.shape[1]).abs().sum(1) / 2) * (total[:, 0] > 0)
-
-
-def _no_spread(values: Float[Tensor, "B C"], group_size: int) -> Float[Tensor, "P C"]:
-    """1 for every group and column whose values are all equal."""
-    groups = values.view(-1, group_size, values.shape[1])
-    return (groups.amax(1) == groups.amin(1)).float()
 
 
 def _join(groups: Sequence[Rollouts], pad_id: int) -> Rollouts:
