@@ -13,6 +13,8 @@ from sapo.semantic_ids.config import TokenizerConfig
 if TYPE_CHECKING:
     import pandas as pd
 
+    from sapo.training.conversations import Conversation
+
 Split = Literal["auto", "leave_one_out", "published_test"]
 
 
@@ -33,6 +35,9 @@ class Run:
     """auto takes the published chronological pairs where the folder has them, else leave-one-out."""
     rationales: Path | None = None
     """Learn to think from this file of a teacher (`sapo data explain`) instead of from the words of the SID tree."""
+    conversations: Path | None = None
+    """JSON lines of conversations about anything (`messages` of role and content), which stage 1 of the preset paper
+    reads too."""
     backbone: str | None = None
     """Pretrained model of the preset paper: a folder, or a name on the Hugging Face hub; Qwen/Qwen3-1.7B where left
     out."""
@@ -68,10 +73,16 @@ class Run:
 
         for name in ("seeds", "updates", "iterations", "workers"):
             _at_least_one(name, getattr(self, name))
-        for_pretrained = {"--backbone": self.backbone, "--lora": self.lora, "--row-updates": self.row_updates}
+        for_pretrained = {
+            "--backbone": self.backbone,
+            "--lora": self.lora,
+            "--row-updates": self.row_updates,
+            "--conversations": self.conversations,
+        }
         if self.preset == "paper":
             start = Pretrained(self.backbone or PAPER_BACKBONE, None, self.row_updates or 0, self.lora)
-            recipe = recipes.paper(*_sizes(self.data, self.sids, self.split, self.rationales), start)
+            sizes = _sizes(self.data, self.sids, self.split, self.rationales)
+            recipe = recipes.paper(*sizes, start, len(_conversations(self.conversations)))
         elif given := [name for name, value in for_pretrained.items() if value is not None]:
             raise InputError(f"--preset {self.preset} trains small models; {given[0]} is of --preset paper.")
         else:
@@ -97,11 +108,12 @@ class Run:
             stage3, name = replace(stage3, updates=self.updates), f"{name}-{self.updates}updates"
         if self.iterations is not None:
             stage3, name = replace(stage3, num_iterations=self.iterations), f"{name}-{self.iterations}iterations"
-        if self.rationales is not None:
-            name = f"{name}-rationales"
+        for what in ("rationales", "conversations"):
+            if getattr(self, what) is not None:
+                name = f"{name}-{what}"
         recipe = replace(recipe, preset=name, stage3=stage3)
-        data, rationales = (None if path is None else str(path) for path in (self.data, self.rationales))
-        results = run(Job(recipe, str(self.out), data, self.sids, self.split, rationales), self.workers)
+        data, rationales, said = _names(self.data, self.rationales, self.conversations)
+        results = run(Job(recipe, str(self.out), data, self.sids, self.split, rationales, said), self.workers)
         if not processes.is_first():
             return
         shown = results[results["metric"].isin(["recall@10", "ndcg@10"])]
@@ -257,6 +269,8 @@ class Plan:
     """Train adapters of this rank."""
     rationales: Path | None = None
     """A teacher's file (`sapo data explain`), whose sentences are the thoughts."""
+    conversations: Path | None = None
+    """JSON lines of conversations that stage 1 reads too."""
     sids: str = "sids"
     """Which semantic IDs of the folder."""
     split: Split = "auto"
@@ -277,13 +291,14 @@ class Plan:
 
         start = Pretrained(self.backbone or PAPER_BACKBONE, lora_rank=self.lora)
         is_folder = Path(start.name).is_dir()
-        recipe = recipes.paper(*_sizes(self.data, self.sids, self.split, self.rationales), start)
-        data, rationales = (None if path is None else str(path) for path in (self.data, self.rationales))
+        sizes, said = _sizes(self.data, self.sids, self.split, self.rationales), _conversations(self.conversations)
+        recipe = recipes.paper(*sizes, start, len(said))
+        data, rationales = _names(self.data, self.rationales)
         job = Job(recipe, "", data, self.sids, self.split, rationales)
         config, tokenizer = planning.model_config(start), planning.plan_tokenizer(start, job.world)
         before = len(tokenizer)
         traces = words_and_traces(job)[1]
-        lengths = planning.measure_lengths(recipe, job.world, traces, tokenizer)
+        lengths = planning.measure_lengths(recipe, job.world, traces, tokenizer, said)
         added = len(tokenizer) - before
         vocabulary = added + (before if is_folder else config.get_text_config().vocab_size)
         size = planning.Size.of(config, vocabulary)
@@ -294,7 +309,7 @@ class Plan:
             f"{lengths.prompt:.0f}, completion {lengths.stage2_learnt:.0f} (at most {lengths.longest_completion})"
         )
         command = ["run", "--preset", "paper", "--backbone", start.name]
-        for name in ("data", "lora", "rationales"):
+        for name in ("data", "lora", "rationales", "conversations"):
             command += [] if getattr(self, name) is None else [f"--{name}", str(getattr(self, name))]
         command += ["--sids", self.sids] if self.sids != "sids" else []
         command += ["--split", self.split] if self.split != "auto" else []
@@ -303,7 +318,7 @@ class Plan:
         found: dict[str, measuring.Measured] = {}
         if self.measure:
             policy = measuring.random_policy(recipe, job.world, config, tokenizer, vocabulary)
-            found = measuring.measure(recipe, job.world, traces, policy, lengths)
+            found = measuring.measure(recipe, job.world, traces, policy, lengths, said)
             for stage in planning.plan(recipe, size, lengths, 1):
                 print(f"measured here, {found[stage.name].describe(stage)}")
         for gpus in self.gpus:
@@ -686,6 +701,16 @@ def _sizes(data: Path | None, sids: str, split: Split, rationales: Path | None) 
         traces = RationaleTraces(read_rationales(rationales, world.catalog), world.catalog.num_levels)
         explained = traces.rows(rows)
     return len(rows), len(explained), world.catalog.num_items
+
+
+def _conversations(path: Path | None) -> "list[Conversation]":
+    from sapo.training.conversations import read_conversations
+
+    return [] if path is None else read_conversations(path)
+
+
+def _names(*paths: Path | None) -> list[str | None]:
+    return [None if path is None else str(path) for path in paths]
 
 
 def _at_least_one(name: str, value: int | None) -> None:

@@ -7,6 +7,7 @@ recipe's. Time is that of examples and completions of mean length, memory that o
 import gc
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
@@ -25,6 +26,7 @@ from sapo.recipes import Recipe
 from sapo.runs import World
 from sapo.training.adapters import merged
 from sapo.training.config import SAPOConfig
+from sapo.training.conversations import Conversation
 from sapo.training.examples import ChatExamples, SFTTask
 from sapo.training.sft import SFTConfig, supervised_trainer
 from sapo.training.trainer import SAPOTrainer
@@ -91,7 +93,14 @@ def random_policy(recipe: Recipe, world: World, config: "PreTrainedConfig", toke
     return Policy(model, tokenizer, world.catalog, *settings, chat=True)
 
 
-def measure(recipe: Recipe, world: World, traces: Traces, policy: Policy, lengths: Lengths) -> dict[str, Measured]:
+def measure(
+    recipe: Recipe,
+    world: World,
+    traces: Traces,
+    policy: Policy,
+    lengths: Lengths,
+    conversations: Sequence[Conversation] = (),
+) -> dict[str, Measured]:
     """Run the three stages for a few updates each; by their names in a plan. The policy's weights are used up."""
     found = {}
     with tempfile.TemporaryDirectory(prefix="sapo-measure-") as temporary:
@@ -102,7 +111,8 @@ def measure(recipe: Recipe, world: World, traces: Traces, policy: Policy, length
             ("2", recipe.stage2, "thinking", lengths.stage2),
         ]
         for name, config, task, tokens in asked:
-            found[name] = _supervised(recipe, config, policy, world, task, traces, tokens, folder)
+            examples = ChatExamples(policy, world.split, task, SAMPLED, 0, traces, conversations=conversations)
+            found[name] = _supervised(recipe, config, policy, examples, tokens, folder)
         device = policy.model.device
         del policy.model
         delimiters = lengths.longest_completion - world.catalog.num_levels * recipe.block_budget
@@ -114,17 +124,9 @@ def measure(recipe: Recipe, world: World, traces: Traces, policy: Policy, length
 
 
 def _supervised(
-    recipe: Recipe,
-    config: SFTConfig,
-    policy: Policy,
-    world: World,
-    task: SFTTask,
-    traces: Traces,
-    tokens: float,
-    folder: Path,
+    recipe: Recipe, config: SFTConfig, policy: Policy, examples: ChatExamples, tokens: float, folder: Path
 ) -> Measured:
     """A micro-batch an update."""
-    examples = ChatExamples(policy, world.split, task, SAMPLED, 0, traces)
     rows = sorted((examples[index] for index in range(SAMPLED)), key=lambda row: -len(row["input_ids"]))
     micro = min(SAMPLED, config.micro_batch or config.batch_size)
     short = replace(config, updates=UPDATES, batch_size=micro, micro_batch=None, validate_every=None, patience=None)

@@ -21,6 +21,7 @@ from sapo.policy.traces import Traces
 from sapo.processes import divide
 from sapo.recipes import Recipe
 from sapo.runs import World
+from sapo.training.conversations import Conversation
 from sapo.training.examples import IGNORED, ChatExamples
 from sapo.training.sharding import FSDP
 
@@ -162,7 +163,13 @@ class StagePlan:
     """Bytes of a GPU that holds a part of it (FSDP); None where it must hold all."""
 
 
-def measure_lengths(recipe: Recipe, world: World, traces: Traces, tokenizer: "PreTrainedTokenizerBase") -> Lengths:
+def measure_lengths(
+    recipe: Recipe,
+    world: World,
+    traces: Traces,
+    tokenizer: "PreTrainedTokenizerBase",
+    conversations: Sequence[Conversation] = (),
+) -> Lengths:
     """Of `SAMPLED` examples of each stage; the tokenizer gets the tokens of items."""
     model = build_backbone(BackboneConfig(8, 1, 1, 8), tokenizer, 0)
     add_item_tokens(model, tokenizer, world.catalog)
@@ -170,7 +177,7 @@ def measure_lengths(recipe: Recipe, world: World, traces: Traces, tokenizer: "Pr
     policy = Policy(model, tokenizer, world.catalog, *settings, chat=True)
     found = []
     for task in ("next_item", "thinking"):
-        examples = ChatExamples(policy, world.split, task, SAMPLED, 0, traces)
+        examples = ChatExamples(policy, world.split, task, SAMPLED, 0, traces, conversations=conversations)
         found.append([examples[index] for index in range(SAMPLED)])
     whole = [[len(example["input_ids"]) for example in stage] for stage in found]
     learnt = [[len(example["labels"]) - example["labels"].count(IGNORED) for example in stage] for stage in found]

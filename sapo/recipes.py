@@ -134,16 +134,18 @@ SMALL = Recipe(
 )
 
 
-def paper(rows: int, explained: int, items: int, backbone: Pretrained) -> Recipe:
-    """The settings of the paper's fork (zhengzaiyi/SIDReasoner), for so many training rows and items.
+def paper(rows: int, explained: int, items: int, backbone: Pretrained, conversations: int = 0) -> Recipe:
+    """The settings of the paper's fork (zhengzaiyi/SIDReasoner), for so many training rows, items and conversations.
 
     Stage 2 reads the rows that a teacher has `explained`, or all.
-    Epochs are turned into updates. Stage 1 reads five streams of rows and three of items, ten times at most, and stage
-    2 its rows five times; after each time the validation loss decides whether to go on, and whose weights are kept.
+    Epochs are turned into updates. Stage 1 reads five streams of rows, three of items and the conversations, ten times
+    at most, and stage 2 its rows five times; after each time the validation loss decides whether to go on, and whose
+    weights are kept.
     What the paper itself sets is not known.
     """
     batch, prompts = 1024, 256
-    epoch1, epoch2 = (max(1, examples // batch) for examples in (5 * rows + 3 * items, explained))
+    streams = 5 * rows + 3 * items + conversations
+    epoch1, epoch2 = (max(1, examples // batch) for examples in (streams, explained))
     stage1 = SFTConfig(
         updates=10 * epoch1,
         batch_size=batch,

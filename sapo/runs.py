@@ -62,6 +62,7 @@ class Job:
     sids: str = "sids"
     split: SplitName = "auto"
     rationales: str | None = None
+    conversations: str | None = None
     code: str = field(default_factory=code_version)
 
     @property

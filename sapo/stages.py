@@ -39,6 +39,7 @@ from sapo.policy.traces import NodeDescriptors, OneBlock, Traces, leaks
 from sapo.runs import Job, RunFolder, write_table
 from sapo.systems import STAGES, SYSTEMS, objective_of, stage_of
 from sapo.training.adapters import item_rows, merged, rows_alone
+from sapo.training.conversations import read_conversations
 from sapo.training.progress import tidy_log
 from sapo.training.sft import train_supervised
 
@@ -68,14 +69,16 @@ def train_supervised_stage(job: Job, seed: int, name: str) -> None:
         config = replace(config, title_share=recipe.stage1.title_share)
     resume, began = processes.of_first(lambda: folder.start(config.updates)), time.monotonic()
     words, traces = words_and_traces(job)
+    said = [] if job.conversations is None else read_conversations(job.conversations)
     thinking, given = stage.task == "thinking", pretrained(job)
     if stage.parent is None:
         policy = start_policy(job, words, seed)
         if given is not None and given.row_updates and not resume:
             first = replace(config, updates=given.row_updates, weight_decay=0.0, validate_every=None, patience=None)
             with rows_alone(policy.model, item_rows(policy)):
-                train_supervised(policy, world.split, first, stage.task, folder.path / "rows", seed)
-            shutil.rmtree(folder.path / "rows", ignore_errors=True)
+                rows = folder.path / "rows"
+                train_supervised(policy, world.split, first, stage.task, rows, seed, conversations=said)
+            shutil.rmtree(rows, ignore_errors=True)
     else:
         policy = Policy.load(supervised_folder(job, seed, stage.parent).policy, world.catalog)
         policy = replace(policy, thinking=thinking)
@@ -93,6 +96,7 @@ def train_supervised_stage(job: Job, seed: int, name: str) -> None:
         resume,
         first=recipe.stage1.updates * recipe.stage1.batch_size if goes_on else 0,
         lora_rank=None if given is None else given.lora_rank,
+        conversations=said,
     )
     metrics: dict[str, float] = {}
     counts: dict[str, int] = {}
@@ -290,8 +294,9 @@ def supervised_folder(job: Job, seed: int, name: str) -> RunFolder:
     config = {name: asdict(recipe)[name] for name in names} | {"seed": seed, "stage": asdict(stage)}
     if (given := pretrained(job)) is not None:
         config["weights"] = given.content
-    if job.rationales is not None:
-        config["rationales"] = hashlib.sha256(Path(job.rationales).read_bytes()).hexdigest()
+    for what in ("rationales", "conversations"):
+        if (path := getattr(job, what)) is not None:
+            config[what] = hashlib.sha256(Path(path).read_bytes()).hexdigest()
     if stage.parent is not None:
         config |= {"stage2": asdict(recipe.stage2), "evaluation": asdict(recipe.evaluation)}
     if name == "stage2":  # its rollouts are kept

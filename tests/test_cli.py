@@ -2,6 +2,7 @@
 
 import gzip
 import http.server
+import json
 import os
 import shutil
 import signal
@@ -24,6 +25,7 @@ from sapo.data import amazon
 from sapo.data.catalog import Catalog
 from sapo.data.interactions import Interactions
 from sapo.data.synthetic import SyntheticCatalogue
+from sapo.errors import InputError
 from sapo.policy.backbone import Pretrained
 
 
@@ -154,6 +156,15 @@ def test_the_paper_preset_takes_its_updates_from_the_data(folder, monkeypatch, t
     rows, items = len(split.train), 30
     cli.Run(preset="paper", data=folder, out=tmp_path, lora=8, row_updates=5, seeds=1)()
     cli.Run(preset="paper", data=folder, out=tmp_path, backbone="my/model", fraction=0.5)()
+    turns = [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]
+    (tmp_path / "said.jsonl").write_text(f"{json.dumps({'messages': turns})}\n" * 2048)
+    cli.Run(preset="paper", data=folder, out=tmp_path, conversations=tmp_path / "said.jsonl")()
+    talking = jobs.pop()
+    assert talking.conversations == str(tmp_path / "said.jsonl")
+    assert talking.recipe.preset == "paper-conversations"
+    assert talking.recipe.stage1.validate_every == (5 * rows + 3 * items + 2048) // 1024
+    with pytest.raises(InputError, match="--conversations is of --preset paper"):
+        cli.Run(data=folder, out=tmp_path, conversations=tmp_path / "said.jsonl")()
     whole, half = (job.recipe for job in jobs)
     assert whole.backbone == Pretrained("Qwen/Qwen3-1.7B", row_updates=5, lora_rank=8)
     assert half.backbone == Pretrained("my/model")

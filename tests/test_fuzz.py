@@ -24,6 +24,7 @@ from sapo.policy.policy import Policy, recommend
 from sapo.policy.rationales import read_rationales
 from sapo.runs import read_runs
 from sapo.semantic_ids.tokenizer import ItemTokenizer, TokenizerConfig
+from sapo.training.conversations import read_conversations
 
 INPUTS = int(os.environ.get("SAPO_FUZZ", "4000"))
 PIECES = [
@@ -130,6 +131,11 @@ def targets(tmp_path_factory, policy):
     read = lambda path: read_rationales(path, CATALOG)  # noqa: E731
     found["rationales"] = (file_of(read, "r.jsonl"), (json.dumps(rationale) + "\n").encode() * 3)
     found["rationales of a table"] = (file_of(read, "r.csv"), b'history,target,rationale\n0 1,2,"A tool, of steel."\n')
+    turns = [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]
+    found["conversations"] = (
+        file_of(read_conversations, "c.jsonl"),
+        f"{json.dumps({'messages': turns})}\n".encode() * 2,
+    )
     review = {"reviewerID": "A1", "asin": "B000000001", "unixReviewTime": 1_400_000_000}
     found["reviews"] = (file_of(read_reviews, "r.json"), (json.dumps(review) + "\n").encode() * 4)
     found["ratings"] = (file_of(read_reviews, "r.csv"), b"A1,B000000001,5.0,1400000000\nA2,B000000001,4.0,1400000001\n")
@@ -158,7 +164,7 @@ def targets(tmp_path_factory, policy):
 
 NAMES = [
     *("items", "sids", "sequences", "gzip", "rationales", "rationales of a table", "reviews", "ratings", "products"),
-    *("results", "tokenizer", "sapo.json", "tokenizer.json", "model.safetensors", "run", "questions"),
+    *("conversations", "results", "tokenizer", "sapo.json", "tokenizer.json", "model.safetensors", "run", "questions"),
 ]
 
 

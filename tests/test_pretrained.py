@@ -489,7 +489,13 @@ def test_a_checkpoint_goes_through_all_stages(kind, rank, tmp_path):
         ablations=(),
         systems=("MiniOneRec",) if kind == "qwen" else (),
     )
-    job = Job(recipe, str(tmp_path / "out"))
+    turns = [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]
+    (tmp_path / "said.jsonl").write_text(json.dumps({"messages": turns}))
+    job = Job(recipe, str(tmp_path / "out"), conversations=str(tmp_path / "said.jsonl"))
+    assert (
+        supervised_folder(job, 0, "stage2").path
+        != supervised_folder(replace(job, conversations=None), 0, "stage2").path
+    )
     results = run(job, workers=1)
     methods = {"stage2", "stage2_no_thinking", "sapo", "grpo"} | set(recipe.systems)
     of_methods = results[results["metric"] == "ndcg@10"].set_index("method")["value"]

@@ -117,6 +117,25 @@ class ChatWording:
         text = self._template(self.messages(question))
         return text[: text.rindex(THINK_START)] if text.rstrip().endswith(THINK_START) else text
 
+    def reply_to(self, turns: Sequence[dict[str, str]]) -> str:
+        """A conversation as the template puts it, up to where the next answer begins.
+
+        Raises:
+            InputError: turns that the template refuses in this order.
+        """
+        if self.tokenizer.chat_template is None:
+            said = "\n\n".join(f"{turn['role'].capitalize()}: {turn['content']}" for turn in turns)
+            return f"{self.tokenizer.bos_token or ''}{said}\n\nAnswer:\n"
+        first, *others = turns
+        try:
+            return self._template(list(turns))
+        except TemplateError as error:
+            if first["role"] == "system" and others and others[0]["role"] == "user":  # as in `messages`
+                content = f"{first['content']}\n\n{others[0]['content']}"
+                return self.reply_to([{"role": "user", "content": content}, *others[1:]])
+            roles = ", ".join(turn["role"] for turn in turns)
+            raise InputError(f"the model's chat template refuses turns of {roles}: {error}") from error
+
     def messages(self, question: str) -> list[dict[str, str]]:
         """The turns that the template is given."""
         turns = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": question}]

@@ -18,6 +18,8 @@ Whatever is asked, the loss sees the answer; of the last two it sees all.
     of every item             its title for its SID, its SID for its title
     of every training row     SIDs and titles of its items, one after the other
     of every item             its SID and title
+
+Conversations about anything may be mixed with them; of each the last answer is learnt.
 """
 
 from collections.abc import Callable, Sequence
@@ -34,6 +36,7 @@ from sapo.policy.chat import ChatWording
 from sapo.policy.policy import Policy
 from sapo.policy.prompts import BOS, EOS, ITEM_OF, TITLE_OF, sid_text, title_words
 from sapo.policy.traces import Traces
+from sapo.training.conversations import Conversation
 
 SFTTask = Literal["next_item", "alignment", "thinking"]
 IGNORED = -100  # the label that the loss skips
@@ -41,7 +44,7 @@ IGNORED = -100  # the label that the loss skips
 # translate single items; half are next items.
 ALIGNED = 0.25
 SHOWN_TITLES = 5  # of such a history, the last items
-LONGEST = 1024  # tokens of an example in sentences; what is longer loses its beginning
+LONGEST, LONGEST_CONVERSATION = 1024, 3072  # tokens of an example in sentences; what is longer loses its beginning
 
 
 class Examples(torch.utils.data.Dataset):
@@ -119,9 +122,11 @@ class ChatExamples(torch.utils.data.Dataset):
     Args:
         task: "next_item" (stage 1 and the control: all streams) or "thinking" (stage 2).
         first: how many examples of the task the policy has seen in a stage before.
+        conversations: one more stream of "next_item".
 
     Raises:
-        InputError: no training row; thinking without traces; the task of LC-Rec, which is one of stage 1's streams.
+        InputError: no training row; thinking without traces; the task of LC-Rec, which is one of stage 1's streams;
+            turns that the model's chat template refuses.
     """
 
     def __init__(
@@ -133,6 +138,7 @@ class ChatExamples(torch.utils.data.Dataset):
         seed: int,
         traces: Traces | None = None,
         first: int = 0,
+        conversations: Sequence[Conversation] = (),
     ):
         if not isinstance(policy.wording, ChatWording):
             raise InputError("these examples are of policies that are asked in sentences.")
@@ -154,8 +160,10 @@ class ChatExamples(torch.utils.data.Dataset):
                 (self._sid_of, len(of_items)),
                 (self._items_in_text, of_rows),
                 (self._item_in_text, len(of_items)),
+                (self._conversation, len(conversations)),
             ]
         )
+        self.conversations = [(self.wording.reply_to(one.turns), one.answer) for one in conversations]
         self._ends = np.cumsum([rows for _, rows in self.streams])
         self._order = lru_cache(maxsize=2)(
             lambda epoch: np.random.default_rng((seed, epoch)).permutation(int(self._ends[-1]))
@@ -171,7 +179,8 @@ class ChatExamples(torch.utils.data.Dataset):
         make, rows = self.streams[stream]
         prompt, answer = make(place - int(self._ends[stream]) + rows)
         example = _encoded(self.policy, prompt, f"{answer}{self.policy.tokenizer.eos_token}")
-        example = {name: values[-LONGEST:] for name, values in example.items()}
+        longest = LONGEST_CONVERSATION if make == self._conversation else LONGEST
+        example = {name: values[-longest:] for name, values in example.items()}
         example["labels"][0] = IGNORED  # nothing predicts the first token
         return example
 
@@ -211,6 +220,9 @@ class ChatExamples(torch.utils.data.Dataset):
 
     def _item_in_text(self, number: int) -> tuple[str, str]:
         return self.start, self.wording.items_in_text([self.items[number]])
+
+    def _conversation(self, number: int) -> tuple[str, str]:
+        return self.conversations[number]
 
     def _row(self, row: int) -> tuple[list[int], int]:
         return list(self.rows.history[row]), self.rows.target[row]

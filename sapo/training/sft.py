@@ -24,6 +24,7 @@ from sapo.policy.shared_prompt import PackedGroups
 from sapo.policy.traces import Traces
 from sapo.processes import shares
 from sapo.training.adapters import adapted, merged
+from sapo.training.conversations import Conversation
 from sapo.training.examples import ALIGNED, IGNORED, ChatExamples, Examples, NextItems, SFTTask, collate
 from sapo.training.progress import ProgressLine, StopAtNonFiniteLoss, StopWithoutGain
 from sapo.training.sharding import check_sharding, gathered
@@ -98,6 +99,7 @@ def train_supervised(
     resume: bool = False,
     first: int = 0,
     lora_rank: int | None = None,
+    conversations: Sequence[Conversation] = (),
 ) -> list[dict[str, float]]:
     """Train `policy.model` in place; returns the trainer's log.
 
@@ -106,6 +108,7 @@ def train_supervised(
         resume: go on from the checkpoint in `folder`.
         first: how many examples of the task the policy has seen in a stage before.
         lora_rank: train adapters and the rows of delimiters and SID tokens, which are merged in the end.
+        conversations: what a pretrained model also reads in the task "next_item".
 
     Raises:
         InputError: a batch that does not divide among processes and micro-batches; patience without looks; looks
@@ -116,7 +119,9 @@ def train_supervised(
         raise InputError(f"patience is {config.patience}, and validate_every says nothing of when to look.")
     length = config.updates * config.batch_size
     if policy.chat:
-        examples: Examples | ChatExamples = ChatExamples(policy, split, task, length, seed, traces, first)
+        examples: Examples | ChatExamples = ChatExamples(
+            policy, split, task, length, seed, traces, first, conversations
+        )
     else:
         share = {"next_item": config.title_share, "alignment": ALIGNED, "thinking": 0.0}[task]
         examples = Examples(policy, split, task, length, seed, traces, share, first)
