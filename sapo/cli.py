@@ -280,8 +280,9 @@ class Plan:
     tflops: float | None = None
     """What a GPU does, 10^12 operations a second, of which times are made. Writing completions is slower than that."""
     measure: bool = False
-    """Run a few updates of each stage on this machine, with random weights of this shape, and make times of them. On a
-    GPU the memory that they took is said beside the formula's."""
+    """Also run a few updates of each stage on this machine, with random weights of this shape, and make times of them.
+    On a GPU the memory that they took is said beside the formula's. The weights are written to the system's folder of
+    temporary files meanwhile."""
 
     def __call__(self) -> None:
         from sapo import measuring, planning, recipes
@@ -315,12 +316,6 @@ class Plan:
         command += ["--split", self.split] if self.split != "auto" else []
         for gpus in self.gpus:
             _at_least_one("gpus", gpus)
-        found: dict[str, measuring.Measured] = {}
-        if self.measure:
-            policy = measuring.random_policy(recipe, job.world, config, tokenizer, vocabulary)
-            found = measuring.measure(recipe, job.world, traces, policy, lengths, said)
-            for stage in planning.plan(recipe, size, lengths, 1):
-                print(f"measured here, {found[stage.name].describe(stage)}")
         for gpus in self.gpus:
             stages = planning.plan(recipe, size, lengths, gpus)
             print(f"\n{gpus} GPU{'s' * (gpus > 1)}: {planning.launch(command, gpus)}")
@@ -333,14 +328,21 @@ class Plan:
                 )
                 if stage.in_parts is not None:
                     line += f", {stage.in_parts / planning.GIB:.1f} in parts"
-                seconds = None if self.tflops is None else stage.operations / self.tflops / 1e12
-                if self.measure:
-                    seconds = stage.units * found[stage.name].seconds
-                print(line + ("" if seconds is None else f"  {seconds / gpus / 3600:8.1f} h"))
+                hours = "" if self.tflops is None else f"  {stage.operations / gpus / self.tflops / 3.6e15:8.1f} h"
+                print(line + hours)
         print(
-            "\nStages 1 and 2 end sooner where validation rows gain nothing. Stage 3 is of one objective at one rate."
+            "\nThese are the most: validation rows may end stage 1 sooner. Stage 3 is of one objective at one rate."
             "\nCUDA and what its allocator keeps take about 2 GiB more."
         )
+        if not self.measure:
+            return
+        print("\nMeasured here with random weights of this shape:", flush=True)
+        policy = measuring.random_policy(recipe, job.world, config, tokenizer, vocabulary)
+        found = measuring.measure(recipe, job.world, traces, policy, lengths, said)
+        for stage in planning.plan(recipe, size, lengths, 1):
+            of_stage = found[stage.name]
+            hours = ", ".join(f"{stage.units * of_stage.seconds / n / 3600:.1f} h on {n}" for n in self.gpus)
+            print(f"  {of_stage.describe(stage)}: {hours}")
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback
 from transformers.trainer_utils import SaveStrategy
 
+from sapo.errors import InputError
 from sapo.planning import GIB, SAMPLED, Lengths, StagePlan
 from sapo.policy.backbone import Pretrained
 from sapo.policy.policy import Policy
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 UPDATES = 3  # the first of which warms up
+PASSES = 8  # at most, of micro-batches in an update, so that the optimizer's share is small
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,11 @@ def measure(
     lengths: Lengths,
     conversations: Sequence[Conversation] = (),
 ) -> dict[str, Measured]:
-    """Run the three stages for a few updates each; by their names in a plan. The policy's weights are used up."""
+    """Run the three stages for a few updates each; by their names in a plan. The policy's weights are used up.
+
+    Raises:
+        InputError: the GPU has too little memory.
+    """
     found = {}
     with tempfile.TemporaryDirectory(prefix="sapo-measure-") as temporary:
         folder = Path(temporary)
@@ -126,21 +132,25 @@ def measure(
 def _supervised(
     recipe: Recipe, config: SFTConfig, policy: Policy, examples: ChatExamples, tokens: float, folder: Path
 ) -> Measured:
-    """A micro-batch an update."""
+    """A few micro-batches an update."""
     rows = sorted((examples[index] for index in range(SAMPLED)), key=lambda row: -len(row["input_ids"]))
     micro = min(SAMPLED, config.micro_batch or config.batch_size)
-    short = replace(config, updates=UPDATES, batch_size=micro, micro_batch=None, validate_every=None, patience=None)
+    passes = min(PASSES, max(1, config.batch_size // micro))
+    short = replace(
+        config, updates=UPDATES, batch_size=passes * micro, micro_batch=micro, validate_every=None, patience=None
+    )
     some = [rows[place] for place in np.linspace(0, SAMPLED - 1, micro).round().astype(int)]
     watches = []
     for chosen in (some, rows[:micro]):
-        trainer = supervised_trainer(policy, chosen * UPDATES, short, folder, 0, lora_rank=_rank(recipe))
+        trainer = supervised_trainer(policy, chosen * passes * UPDATES, short, folder, 0, lora_rank=_rank(recipe))
         trainer.args.save_strategy = SaveStrategy.NO
+        trainer.args.train_sampling_strategy = "sequential"  # every micro-batch is the same
         watches.append(_run(trainer, policy.model.device))
         policy.model = merged(trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False))
         _free(trainer)
         del trainer
     of_some = sum(len(row["input_ids"]) for row in some)
-    return Measured(watches[0].seconds * tokens / of_some, watches[1].memory)
+    return Measured(watches[0].seconds / passes * tokens / of_some, watches[1].memory)
 
 
 def _reinforced(
@@ -177,12 +187,19 @@ def _reinforced(
 
 
 def _run(trainer: Trainer, device: torch.device) -> Measured:
-    """Train; seconds are of an update after the first."""
+    """Train; seconds are of an update after the first.
+
+    Raises:
+        InputError: the GPU has too little memory.
+    """
     watch = Watch(device)
     trainer.add_callback(watch)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    trainer.train()
+    try:
+        trainer.train()
+    except torch.OutOfMemoryError as error:
+        raise InputError("this GPU has too little memory for that plan, so nothing was measured.") from error
     return Measured(mean(watch.seconds[1:]), watch.memory)
 
 

@@ -34,6 +34,11 @@ def is_first() -> bool:
     return number() == 0
 
 
+def in_parts() -> bool:
+    """Whether each is to hold a part of the weights (FSDP)."""
+    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+
+
 def wait() -> None:
     """Go on when all are here."""
     if count() > 1:

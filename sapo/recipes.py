@@ -139,8 +139,8 @@ def paper(rows: int, explained: int, items: int, backbone: Pretrained, conversat
 
     Stage 2 reads the rows that a teacher has `explained`, or all.
     Epochs are turned into updates. Stage 1 reads five streams of rows, three of items and the conversations, ten times
-    at most, and stage 2 its rows five times; after each time the validation loss decides whether to go on, and whose
-    weights are kept.
+    at most, and stage 2 its rows five times; after each time the validation loss decides whether stage 1 goes on, and
+    whose weights are kept. Stage 2 never ends sooner: its patience is as long as it is.
     What the paper itself sets is not known.
     """
     batch, prompts = 1024, 256

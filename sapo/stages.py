@@ -85,6 +85,7 @@ def train_supervised_stage(job: Job, seed: int, name: str) -> None:
         if stage.one_block:  # the words of all blocks
             policy = replace(policy, num_blocks=1, block_budget=world.catalog.num_levels * recipe.block_budget)
             traces = OneBlock(traces)
+    before = supervised_folder(job, seed, stage.parent).manifest["updates"] if stage.parent is not None else 0
     history = train_supervised(
         policy,
         world.split,
@@ -94,7 +95,7 @@ def train_supervised_stage(job: Job, seed: int, name: str) -> None:
         seed,
         traces if thinking else None,
         resume,
-        first=recipe.stage1.updates * recipe.stage1.batch_size if goes_on else 0,
+        first=before * recipe.stage1.batch_size if goes_on else 0,
         lora_rank=None if given is None else given.lora_rank,
         conversations=said,
     )

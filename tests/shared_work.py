@@ -20,6 +20,7 @@ from test_experiments import TINY
 from test_sft import CATALOG, SPLIT, TREE, make_policy
 from test_trainer import VOCAB, fixed_rollouts, ours
 from tokenizers import Tokenizer, models, pre_tokenizers
+from torch.distributed.fsdp import StateDictType
 from transformers import PreTrainedTokenizerFast, TrainerCallback, TrainerState
 from worlds import EOS, PAD, tiny_model
 
@@ -31,7 +32,7 @@ from sapo.runs import Job
 from sapo.training import sft
 from sapo.training.adapters import rows_alone
 from sapo.training.sft import SFTConfig, train_supervised
-from sapo.training.sharding import check_sharding, gathered, whole_weights
+from sapo.training.sharding import gathered, prepare_sharding, whole_weights
 from sapo.training.trainer import SAPOTrainer
 
 OBJECTIVES = ("sapo", "grpo", "gspo", "reinforce_plus_plus", "gdpo", "dr_grpo")
@@ -40,11 +41,14 @@ OBJECTIVES = ("sapo", "grpo", "gspo", "reinforce_plus_plus", "gdpo", "dr_grpo")
 def supervised(out: Path) -> None:
     """Weights after both kinds of stages, micro-batches included."""
     policy = make_policy()
-    config = SFTConfig(updates=5, batch_size=8, learning_rate=1e-2, micro_batch=2)
-    train_supervised(policy, SPLIT, config, "next_item", out / "next", 0)
+    config = SFTConfig(updates=5, batch_size=8, learning_rate=1e-2, micro_batch=2, validate_every=2)
+    split = replace(SPLIT, valid=SPLIT.valid.take([0, 1, 0]))  # the two do not read equally often
+    log = train_supervised(policy, split, config, "next_item", out / "next", 0)
+    looks = torch.tensor([entry["eval_loss"] for entry in log if "eval_loss" in entry])
+    config = replace(config, validate_every=None)
     train_supervised(policy, SPLIT, config, "thinking", out / "think", 0, TREE)
     if processes.is_first():
-        save_file(dict(policy.model.named_parameters()), out / "weights.safetensors")
+        save_file(dict(policy.model.named_parameters()) | {"looks": looks}, out / "weights.safetensors")
 
 
 def reinforced(out: Path) -> None:
@@ -162,6 +166,30 @@ def sampled(out: Path) -> None:
         (out / "found.json").write_text(json.dumps(found))
 
 
+def rolled(out: Path) -> None:
+    """Weights after updates on completions that the processes write themselves, not equally often under dapo."""
+    tokenizer, folder = trainer_tokenizer(), out / "stage2"
+    if processes.is_first():
+        tiny_model(VOCAB, scale=2.0).save_pretrained(folder)
+    processes.wait()
+    weights = {}
+    for objective in ("sapo", "dapo", "best_of_beam"):
+        settings = {
+            "per_device_train_batch_size": 8,
+            "gradient_accumulation_steps": 2,
+            "max_steps": 3,
+        }
+        trainer = ours(
+            folder, out / objective, tokenizer, objective=objective, rollout_func=None, reward_beams=2, **settings
+        )
+        trainer.train()
+        assert any(row.get("grad_norm") for row in trainer.state.log_history)
+        model = gathered(trainer.accelerator.unwrap_model(trainer.model))
+        weights |= {f"{objective}/{name}": value.detach().clone() for name, value in model.named_parameters()}
+    if processes.is_first():
+        save_file(weights, out / "weights.safetensors")
+
+
 def evaluated(out: Path) -> None:
     """Metrics of a policy in small batches, which processes share."""
     policy = make_policy()
@@ -226,17 +254,18 @@ def unknown(out: Path) -> None:
     processes.wait()
     accelerator = Accelerator()
     plugin = accelerator.state.fsdp_plugin
-    check_sharding(accelerator)
+    prepare_sharding(accelerator)
     said = []
     for name, value in (
         ("fsdp_version", 1),
-        ("state_dict_type", "SHARDED_STATE_DICT"),
+        ("state_dict_type", StateDictType.SHARDED_STATE_DICT),
         ("cpu_ram_efficient_loading", True),
+        ("reshard_after_forward", False),
     ):
         before = getattr(plugin, name)
         setattr(plugin, name, value)
         with pytest.raises(InputError) as error:
-            check_sharding(accelerator)
+            prepare_sharding(accelerator)
         setattr(plugin, name, before)
         said.append(str(error.value))
     with pytest.raises(InputError, match="adapters need the whole model on each GPU: launch with DDP"):
@@ -256,7 +285,7 @@ def unknown(out: Path) -> None:
             ours(folder, out / "run", trainer_tokenizer(), objective=objective, **settings)
     accelerator.state.distributed_type = DistributedType.DEEPSPEED
     with pytest.raises(InputError, match="DEEPSPEED is not known here"):
-        check_sharding(accelerator)
+        prepare_sharding(accelerator)
     (out / f"{processes.number()}.json").write_text(json.dumps(said))
 
 
@@ -284,7 +313,7 @@ def shard_on_cpu() -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    works = (supervised, reinforced, resumed, sampled, evaluated, broken, whole, refused, unknown)
+    works = (supervised, reinforced, resumed, rolled, sampled, evaluated, broken, whole, refused, unknown)
     if "sharded" in sys.argv:
         shard_on_cpu()
     out = Path(sys.argv[2])

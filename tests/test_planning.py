@@ -1,6 +1,7 @@
 """What `sapo plan` counts, against models that are built and run."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -195,28 +196,52 @@ def test_measuring_runs_every_stage_at_the_sizes_of_the_recipe(folders, rank, mo
     lengths = measure_lengths(recipe, job.world, traces, tokenizer)
     lengths = replace(lengths, stage2_learnt=lengths.longest_completion - 3 * 9 + 3 * 4)  # four words a block
     policy = measuring.random_policy(recipe, job.world, model_config(start), tokenizer, len(tokenizer))
-    read, written = [], []
+    # a clock that runs a second for each token that is read or written, and stands still in the first update
+    read, written, clock = [], [], [0.0]
     compute, sample = SupervisedTrainer.compute_loss, SAPOTrainer.sample
 
     def computed(self, model, inputs, **more):
         read.append(inputs["attention_mask"].sum(1).tolist())
+        clock[0] += sum(read[-1]) * bool(self.state.global_step)
         return compute(self, model, inputs, **more)
 
     def sampled(self, prompts, size, seed):
-        written.append((len(prompts), max(map(len, prompts)), sample(self, prompts, size, seed)))
-        return written[-1][2]
+        rollouts = sample(self, prompts, size, seed)
+        written.append((len(prompts), max(map(len, prompts)), rollouts.completion_mask.sum(1).unique().tolist()))
+        clock[0] += int(rollouts.completion_mask.sum()) * bool(self.state.global_step)
+        return rollouts
 
     monkeypatch.setattr(SupervisedTrainer, "compute_loss", computed)
     monkeypatch.setattr(SAPOTrainer, "sample", sampled)
+    monkeypatch.setattr(measuring, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
     found = measuring.measure(recipe, job.world, traces, policy, lengths)
-    assert [len(rows) for rows in read] == [3] * 6 + [2] * 6
-    assert max(read[3]) == max(length for rows in read[:6] for length in rows)  # the longest come second
-    assert [count for count, *_ in written] == [2] * 6
+    # three updates of eight micro-batches, twice: of all lengths, then of the longest
+    assert [len(rows) for rows in read] == [3] * 48 + [2] * 48
+    for stage in (read[:48], read[48:]):
+        assert all(rows == stage[0] for rows in stage[:24])
+        assert all(rows == stage[24] for rows in stage[24:])
+        assert max(stage[0]) == max(stage[24])
+        assert sum(stage[0]) < sum(stage[24])
+    usual, most = lengths.longest_completion - 3 * 9 + 3 * 4, lengths.longest_completion
+    assert [(count, tokens) for count, _, tokens in written] == [(2, [usual])] * 3 + [(2, [most])] * 3
     assert written[3][1] >= max(longest for _, longest, _ in written[:3])
-    blocks = [rollouts.completion_mask.sum(1).unique().tolist() for *_, rollouts in written]
-    assert blocks == [[lengths.longest_completion - 3 * 9 + 3 * 4]] * 3 + [[lengths.longest_completion]] * 3
     assert list(found) == ["1", "2", "3"]
-    assert all(one.seconds > 0 and one.memory is None for one in found.values())
+    assert found["1"].seconds == pytest.approx(lengths.stage1)
+    assert found["2"].seconds == pytest.approx(lengths.stage2)
+    assert found["3"].seconds == pytest.approx(4 * usual)
+    assert {one.memory for one in found.values()} == {None}
+
+
+def test_too_little_memory_is_said(folders, monkeypatch):
+    class Full:
+        def add_callback(self, watch):
+            pass
+
+        def train(self):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(InputError, match="too little memory for that plan"):
+        measuring._run(Full(), torch.device("cpu"))
 
 
 def test_what_was_measured_is_said_beside_the_plan():
@@ -232,9 +257,10 @@ def test_the_command_makes_times_of_what_was_measured(folders, capsys, monkeypat
     monkeypatch.setattr(measuring, "measure", lambda *unused: found)
     cli.Plan(backbone=folders["qwen"], gpus=(1, 2), measure=True)()
     text = capsys.readouterr().out
-    assert "measured here, stage 2: 0.1 s an example\n" in text
     world = Job(recipes.QUICK, "").world
     rows, items = len(world.split.train), world.catalog.num_items
-    hours = [10 * ((5 * rows + 3 * items) // 1024) * 1024, 5 * (rows // 1024) * 1024, 10 * rows // 256 * 256]
-    said = [float(line.split()[-2]) for line in text.splitlines() if line.endswith(" h")]
-    assert said == pytest.approx([units * 0.1 / 3600 / gpus for gpus in (1, 2) for units in hours], abs=0.051)
+    units = [10 * ((5 * rows + 3 * items) // 1024) * 1024, 5 * (rows // 1024) * 1024, 10 * rows // 256 * 256]
+    for stage, unit, count in zip("123", ("an example", "an example", "a prompt"), units, strict=True):
+        (line,) = (line for line in text.splitlines() if line.startswith(f"  stage {stage}: 0.1 s {unit}"))
+        hours = count * 0.1 / 3600
+        assert line.endswith(f": {hours:.1f} h on 1, {hours / 2:.1f} h on 2")

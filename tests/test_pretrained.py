@@ -29,7 +29,7 @@ from sapo.runs import Job
 from sapo.stages import supervised_folder
 from sapo.training import examples
 from sapo.training.adapters import adapted, item_rows, merged, rows_alone
-from sapo.training.examples import IGNORED, ChatExamples
+from sapo.training.examples import IGNORED, ChatExamples, NextItems
 from sapo.training.sft import SFTConfig, train_supervised
 
 CATALOG = Catalog(
@@ -340,6 +340,17 @@ def test_stage_1_goes_through_the_streams_of_the_fork_once_an_epoch(make):
     assert order[0] != order[1]
     goes_on = ChatExamples(policy, SPLIT, "next_item", total, 0, first=total)
     assert [pieces(policy, goes_on[index]) for index in range(total)] == order[1]
+
+
+def test_looks_ask_as_stage_1_teaches(make):
+    policy = make("qwen")
+    rows = NextItems(policy, SPLIT.valid)
+    expected = [
+        (policy.wording.ask(history, thinking=False), policy.wording.name(target) + policy.tokenizer.eos_token)
+        for history, target in zip(SPLIT.valid.history, SPLIT.valid.target, strict=True)
+    ]
+    assert [pieces(policy, rows[index]) for index in range(len(rows))] == expected
+    assert len(expected) == 2
 
 
 def test_held_out_targets_are_in_no_example(make):

@@ -69,6 +69,16 @@ def test_broken_weights_stop_both(tmp_path):
         assert "weights are broken" in (tmp_path / "2" / f"{process}.txt").read_text()
 
 
+def test_completions_of_their_own_give_parts_the_update_of_whole_weights(tmp_path):
+    """Two processes either way, which draw the same; DAPO lets one sample more often than the other."""
+    weights = []
+    for sharded in (False, True):
+        start("rolled", tmp_path / str(sharded), 2, sharded)
+        weights.append(load_file(tmp_path / str(sharded) / "weights.safetensors"))
+    for name, value in weights[0].items():
+        torch.testing.assert_close(weights[1][name], value, rtol=1e-5, atol=1e-5, msg=name)
+
+
 def test_weights_in_parts_are_gathered_for_rollouts(tmp_path):
     start("sampled", tmp_path / "2", 2, sharded=True)
     for found in json.loads((tmp_path / "2" / "found.json").read_text()):
@@ -80,7 +90,13 @@ def test_weights_in_parts_are_gathered_for_rollouts(tmp_path):
 def test_other_ways_to_spread_weights_are_refused(tmp_path):
     start("unknown", tmp_path / "2", 2, sharded=True)
     for said in (json.loads((tmp_path / "2" / f"{process}.json").read_text()) for process in (0, 1)):
-        assert ["FSDP 1 " in said[0], "SHARDED_STATE_DICT" in said[1], "loading True" in said[2]] == [True] * 3
+        found = [text.removeprefix("FSDP with ").partition(" is not known here")[0] for text in said]
+        assert found == [
+            "fsdp_version 1",
+            "state_dict_type SHARDED_STATE_DICT",
+            "cpu_ram_efficient_loading True",
+            "reshard_after_forward False",
+        ]
         assert all("accelerate launch --use_fsdp --fsdp_version 2" in text for text in said)
 
 

@@ -1,5 +1,6 @@
 """Stages 1 and 2: what they train on, and that the same seed gives the same weights, stopped or not."""
 
+import shutil
 from dataclasses import replace
 
 import pandas as pd
@@ -173,7 +174,7 @@ def stub_looks(monkeypatch, losses):
 
     def look(self, *args, **unused):
         loss = next(told)
-        self.log({"eval_loss": loss, "eval_runtime": 1.0})
+        self.log({"eval_loss": loss})
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, {"eval_loss": loss})
         return {"eval_loss": loss}
 
@@ -208,7 +209,6 @@ def test_a_stage_ends_without_gain_and_keeps_the_best_weights(tmp_path, monkeypa
         [6, 2],
         [8, 1.5],
     ]
-    assert "eval_runtime" not in set(found["metric"])
 
 
 @pytest.mark.parametrize("losses", [[3.0, 1.0, 2.0, 1.5], [3.0, 4.0, 1.0, 2.0, 0.5, 2.0, 1.0]])
@@ -242,6 +242,38 @@ def test_a_stage_that_ends_early_resumes_to_the_same(tmp_path, monkeypatch, loss
     pd.testing.assert_frame_equal(tidy_log(log), tidy_log(again))
 
 
+@pytest.mark.parametrize("moved", [True, False])
+def test_the_best_weights_are_found_where_the_folder_is(tmp_path, monkeypatch, moved):
+    """Stopped after update 7, moved, resumed at 6. Losses 3, 1, 2, 1.5: the fourth look ends it, the second is best."""
+    config = SFTConfig(updates=20, batch_size=4, learning_rate=1e-2, validate_every=2, patience=2)
+    whole, half, resumed = make_policy(), make_policy(), make_policy()
+    with monkeypatch.context() as patch:
+        stub_looks(patch, [3.0, 1.0, 2.0, 1.5])
+        train_supervised(whole, SPLIT, config, "next_item", tmp_path / "a", 0)
+
+    class Stop(TrainerCallback):
+        def on_step_end(self, args, state, control, **unused):
+            if state.global_step == 7:
+                raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sft, "StopAtNonFiniteLoss", Stop)
+        stub_looks(patch, [3.0, 1.0, 2.0])
+        with pytest.raises(KeyboardInterrupt):
+            train_supervised(half, SPLIT, config, "next_item", tmp_path / "b", 0)
+    there = (tmp_path / "b").rename(tmp_path / "c")
+    if not moved:
+        shutil.rmtree(there / "checkpoint-4")
+    with monkeypatch.context() as patch:
+        stub_looks(patch, [1.5])
+        if not moved:
+            with pytest.raises(InputError, match="checkpoint-4, whose weights were the best, is gone: remove"):
+                train_supervised(resumed, SPLIT, config, "next_item", there, 0, resume=True)
+            return
+        train_supervised(resumed, SPLIT, config, "next_item", there, 0, resume=True)
+    assert torch.equal(weights(whole), weights(resumed))
+
+
 def test_looks_are_at_the_next_items_of_validation_rows(tmp_path):
     """The loss of a look is the mean over all their SID tokens, computed here without the trainer."""
     policy = make_policy()
@@ -263,7 +295,10 @@ def test_looks_are_at_the_next_items_of_validation_rows(tmp_path):
 
 def test_patience_needs_looks_and_looks_need_rows(tmp_path):
     with pytest.raises(InputError, match="patience is 3, and validate_every says nothing"):
-        train_supervised(make_policy(), SPLIT, replace(CONFIG, patience=3), "next_item", tmp_path, 0)
+        replace(CONFIG, patience=3)
+    for bad in ({"patience": 0, "validate_every": 2}, {"validate_every": 0}, {"updates": 0}):
+        with pytest.raises(InputError, match=f"{next(iter(bad))} of a supervised stage is 0; at least 1"):
+            replace(CONFIG, **bad)
     bare = replace(SPLIT, valid=SPLIT.valid.take([]))
     with pytest.raises(InputError, match="no validation row"):
         train_supervised(make_policy(), bare, replace(CONFIG, validate_every=1), "next_item", tmp_path, 0)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import warnings
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
+from trl.trainer import grpo_trainer
 from worlds import CLOSE, EOS, OPEN, PAD, layout_for, random_sids, tiny_model
 
 from sapo.credit.advantages import trajectory_advantages
@@ -720,6 +722,20 @@ def test_adapters_are_trained_against_the_model_without_them(folder, tmp_path, t
     for name, after in model.state_dict().items():
         moved = (after - before[name]).double()
         assert torch.linalg.matrix_rank(moved, rtol=1e-4) <= 2 if "proj" in name else moved.abs().max() == 0
+
+
+def test_the_reference_is_not_spread_over_the_gpus_that_are_seen(folder, tmp_path, tokenizer, monkeypatch):
+    asked, load_model = [], grpo_trainer.create_model_from_path
+
+    def recorded(path, **settings):
+        asked.append(settings)
+        return load_model(path, **settings)
+
+    monkeypatch.setattr(grpo_trainer, "create_model_from_path", recorded)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        ours(folder, tmp_path, tokenizer, beta=1e-3)
+    assert [settings["device_map"] for settings in asked] == [None]
 
 
 def test_adapters_start_from_the_seed(folder, tmp_path, tokenizer):

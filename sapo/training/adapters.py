@@ -47,7 +47,7 @@ def adapted(policy: Policy, rank: int, seed: int) -> "PreTrainedModel":
     config = lora_config(rank, {"embed_tokens": rows} if tied else {"embed_tokens": rows, "lm_head": rows})
     from peft import get_peft_model
 
-    with torch.random.fork_rng():
+    with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(seed)
         return get_peft_model(model, config)
 

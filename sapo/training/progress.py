@@ -2,14 +2,13 @@
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from sapo.progress import progress_bar
-
-CLOCK = ("_runtime", "_per_second")  # how the names of such metrics end
 
 
 class ProgressLine(TrainerCallback):
@@ -68,29 +67,37 @@ class StopAtNonFiniteLoss(TrainerCallback):
             )
 
 
-class StopWithoutGain(TrainerCallback):
-    """Ends a run whose validation loss has not gained for so many looks.
+class KeepBest(TrainerCallback):
+    """Ends a run whose validation loss has not gained for so many looks (never where None), and keeps the best one's
+    checkpoint in mind.
 
     What it knows is in the log, which checkpoints carry. The last look leaves no checkpoint: a run that is stopped
     between it and the end comes by it again.
     """
 
-    def __init__(self, patience: int):
+    def __init__(self, patience: int | None):
         self.patience = patience
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **unused: Any
+    ) -> None:
+        best = Path(args.output_dir) / f"checkpoint-{state.best_global_step}"  # the folder may have moved since
+        if best.is_dir():
+            state.best_model_checkpoint = str(best)
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **unused: Any) -> None:
         losses = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]
-        if len(losses) - 1 - losses.index(min(losses)) >= self.patience:
+        if self.patience is not None and len(losses) - 1 - losses.index(min(losses)) >= self.patience:
             control.should_training_stop, control.should_save = True, False
 
 
 def tidy_log(history: Sequence[dict[str, float]]) -> pd.DataFrame:
-    """A trainer's `state.log_history` as rows (step, metric, value), without what the clock said."""
+    """A trainer's `state.log_history` as rows (step, metric, value); the summary at the end of training is left out."""
     rows = [
         (entry["step"], metric, value)
         for entry in history
         if "train_runtime" not in entry
         for metric, value in sorted(entry.items())  # as a checkpoint has them
-        if metric not in ("step", "epoch") and value is not None and not metric.endswith(CLOCK)
+        if metric not in ("step", "epoch") and value is not None
     ]
     return pd.DataFrame(rows, columns=["step", "metric", "value"])

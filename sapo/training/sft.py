@@ -2,19 +2,19 @@
 
 Stage 1 teaches what SIDs are: the next item after a history, without thinking, and SIDs to and from titles.
 Stage 2 teaches to think in blocks first, on traces that lead to the target.
-The control without thinking goes on with stage 1's task for as many updates.
+The control without thinking goes on with stage 1's task for as many updates, if validation rows do not end one sooner.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.utils.data import Dataset
-from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
+from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerControl, TrainingArguments
 
 from sapo.data.interactions import Split
 from sapo.errors import InputError
@@ -26,8 +26,8 @@ from sapo.processes import shares
 from sapo.training.adapters import adapted, merged
 from sapo.training.conversations import Conversation
 from sapo.training.examples import ALIGNED, IGNORED, ChatExamples, Examples, NextItems, SFTTask, collate
-from sapo.training.progress import ProgressLine, StopAtNonFiniteLoss, StopWithoutGain
-from sapo.training.sharding import check_sharding, gathered
+from sapo.training.progress import KeepBest, ProgressLine, StopAtNonFiniteLoss
+from sapo.training.sharding import gathered, prepare_sharding, whole_weights
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,14 @@ class SFTConfig:
     patience: int | None = None
     """Looks in a row without gain that end the stage."""
 
+    def __post_init__(self) -> None:
+        if self.patience is not None and self.validate_every is None:
+            raise InputError(f"patience is {self.patience}, and validate_every says nothing of when to look.")
+        for name in ("updates", "validate_every", "patience"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{name} of a supervised stage is {value}; at least 1.")
+
 
 class SupervisedTrainer(Trainer):
     """`Trainer` whose model reads no padding, and makes logits only where there is a label."""
@@ -70,22 +78,40 @@ class SupervisedTrainer(Trainer):
         inputs: dict[str, Tensor],
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
-    ) -> Float[Tensor, ""] | tuple[Float[Tensor, ""], dict[str, Tensor]]:
-        """Mean cross-entropy of the labels, of the whole update where it is accumulated or spans processes.
+    ) -> Float[Tensor, ""]:
+        """Mean cross-entropy of the labels, of the whole update where it is accumulated or spans processes."""
+        total, labels = self._sum(model, inputs)
+        if num_items_in_batch is None:
+            return total / labels
+        return total * self.accelerator.num_processes / num_items_in_batch  # gradients are averaged over processes
 
-        Outputs are none, for those who ask.
-        """
+    @torch.no_grad()
+    def evaluate(self, eval_dataset: Any = None, *unused: Any, **more: Any) -> dict[str, float]:
+        """The same mean over the labels of all rows, of which each process reads a share."""
+        model, rows = self.accelerator.unwrap_model(self.model), eval_dataset or self.eval_dataset
+        own = range(self.accelerator.process_index, len(rows), self.accelerator.num_processes)
+        size, found = self.args.per_device_eval_batch_size, torch.zeros(2, dtype=torch.float64)
+        model.eval()
+        with whole_weights(model), self.accelerator.autocast():
+            for start in range(0, len(own), size):
+                batch = self.data_collator([rows[index] for index in own[start : start + size]])
+                total, labels = self._sum(model, {name: value.to(model.device) for name, value in batch.items()})
+                found += torch.tensor([total.item(), labels], dtype=torch.float64)
+        total, labels = self.accelerator.reduce(found.to(self.accelerator.device)).tolist()
+        metrics = {"eval_loss": total / labels}
+        self.log(metrics)
+        control: TrainerControl = self.control  # type: ignore[has-type]
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, control, metrics)
+        return metrics
+
+    def _sum(self, model: PreTrainedModel, inputs: dict[str, Tensor]) -> tuple[Float[Tensor, ""], int]:
+        """Cross-entropy summed over the labels, and how many these are."""
         mask = inputs["attention_mask"].bool()
         packed = PackedGroups(inputs["input_ids"], mask)
         labels = inputs["labels"][mask]
         place = (labels != IGNORED).nonzero()[:, 0]
         logits = packed.logits(model, place - 1)  # a token is predicted by the one before it; the first has no label
-        total = torch.nn.functional.cross_entropy(logits.float(), labels[place], reduction="sum")
-        if num_items_in_batch is None:
-            loss = total / len(place)
-        else:
-            loss = total * self.accelerator.num_processes / num_items_in_batch  # gradients are averaged over processes
-        return (loss, {}) if return_outputs else loss
+        return torch.nn.functional.cross_entropy(logits.float(), labels[place], reduction="sum"), len(place)
 
 
 def train_supervised(
@@ -111,12 +137,10 @@ def train_supervised(
         conversations: what a pretrained model also reads in the task "next_item".
 
     Raises:
-        InputError: a batch that does not divide among processes and micro-batches; patience without looks; looks
-            without validation rows.
+        InputError: a batch that does not divide among processes and micro-batches; looks without validation rows; a
+            folder whose best checkpoint is gone.
         FloatingPointError: a loss that is not finite.
     """
-    if config.patience is not None and config.validate_every is None:
-        raise InputError(f"patience is {config.patience}, and validate_every says nothing of when to look.")
     length = config.updates * config.batch_size
     if policy.chat:
         examples: Examples | ChatExamples = ChatExamples(
@@ -129,13 +153,16 @@ def train_supervised(
     trainer = supervised_trainer(policy, examples, config, folder, seed, valid, lora_rank)
     trainer.add_callback(ProgressLine(f"{task} seed {seed}", {"loss": "loss"}))
     trainer.add_callback(StopAtNonFiniteLoss())
-    if config.patience is not None:
-        trainer.add_callback(StopWithoutGain(config.patience))
+    if config.validate_every is not None:
+        trainer.add_callback(KeepBest(config.patience))
     whole = all(parameter.requires_grad for parameter in policy.model.parameters())
     alone = None if whole else "rows that are trained alone"
-    check_sharding(trainer.accelerator, alone if lora_rank is None else "adapters")
+    prepare_sharding(trainer.accelerator, alone if lora_rank is None else "adapters")
     with disk_errors(folder):
         trainer.train(resume_from_checkpoint=resume)
+    if trainer.state.best_metric is not None and trainer.state.best_model_checkpoint is None:
+        best = f"checkpoint-{trainer.state.best_global_step}"
+        raise InputError(f"{best}, whose weights were the best, is gone: remove {folder} to begin the stage again.")
     policy.model = merged(gathered(trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)))
     return trainer.state.log_history
 
@@ -175,7 +202,6 @@ def supervised_trainer(
             eval_strategy="no" if every is None else "steps",
             eval_steps=every,
             per_device_eval_batch_size=micro,
-            prediction_loss_only=True,
             load_best_model_at_end=every is not None,
             metric_for_best_model=None if every is None else "loss",
             bf16=config.half and torch.cuda.is_available(),

@@ -55,7 +55,7 @@ from sapo.training.config import SAPOConfig
 from sapo.training.credit_metrics import credit_metrics, no_spread
 from sapo.training.critic import Critic
 from sapo.training.sampler import ResumableSampler
-from sapo.training.sharding import check_sharding, whole_weights
+from sapo.training.sharding import prepare_sharding, whole_weights
 
 logger = logging.getLogger(__name__)
 SILENT_BATCHES = 50  # without any credit, before a warning
@@ -146,10 +146,13 @@ class SAPOTrainer(GRPOTrainer):
                 f"reward_weights has {len(args.reward_weights)} numbers for {len(given)} reward functions."
             )
         args.reward_weights = [0.0] * len(own) + (args.reward_weights or [1.0] * len(given))
+        # the reference must not be spread over the GPUs that are seen
+        args.model_init_kwargs = {**(args.model_init_kwargs or {}), "device_map": None}
         if args.lora_rank is not None:
             set_seed(args.seed)  # adapters start from random matrices, before the trainer sets its seed
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*rollout_func.*experimental.*")
+            warnings.filterwarnings("ignore", message=".*`model_init_kwargs` will be ignored.*")  # of the policy
             super().__init__(
                 model=str(model) if isinstance(model, Path) else model,
                 reward_funcs=own + given,
@@ -163,7 +166,7 @@ class SAPOTrainer(GRPOTrainer):
                 peft_config=None if args.lora_rank is None else lora_config(args.lora_rank),
             )
         values = f"the values of objective {args.objective!r}" if self.objective.credit == "token" else None
-        check_sharding(self.accelerator, values if args.lora_rank is None else "adapters")
+        prepare_sharding(self.accelerator, values if args.lora_rank is None else "adapters")
         self.trie = trie.to(self.accelerator.device)
         if args.share_prompts:
             for part in (self.model, self.ref_model):
@@ -269,7 +272,8 @@ class SAPOTrainer(GRPOTrainer):
         mode = "train" if self.model.training else "eval"
         generated = len(inputs)
         if mode == "train" and "dynamic_sampling" in self.objective.extras:
-            inputs, generated = self._sample_until_spread(inputs)
+            with whole_weights(self.accelerator.unwrap_model(self.model)):  # processes need not sample equally often
+                inputs, generated = self._sample_until_spread(inputs)
         output = super()._generate_and_score_completions(inputs)
         self._sampled = None
         ids = output["completion_ids"]
