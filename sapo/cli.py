@@ -47,10 +47,13 @@ class Run:
     """Updates that train the rows of SID tokens alone, before all others, of the preset paper; none where left out."""
     fraction: float = 1.0
     """Share of the preset's updates, in all stages: less of it for a trial."""
+    rows: int | None = None
+    """Most rows of validation and test that are looked at; the preset's where left out."""
     seeds: int | None = None
     """How many seeds; the preset's where left out."""
     objectives: tuple[str, ...] | None = None
-    """Objectives trained with every seed; the preset's where left out."""
+    """Objectives trained with every seed; the preset's where left out. With none after the option, stages 1 and 2 are
+    trained alone."""
     ablations: tuple[str, ...] | None = None
     """Objectives trained with the first seeds; the preset's where left out."""
     systems: tuple[str, ...] = ()
@@ -71,7 +74,7 @@ class Run:
         from sapo.policy.backbone import PAPER_BACKBONE, Pretrained
         from sapo.runs import Job
 
-        for name in ("seeds", "updates", "iterations", "workers"):
+        for name in ("seeds", "updates", "iterations", "workers", "lora", "row_updates", "rows"):
             _at_least_one(name, getattr(self, name))
         for_pretrained = {
             "--backbone": self.backbone,
@@ -81,6 +84,7 @@ class Run:
         }
         if self.preset == "paper":
             start = Pretrained(self.backbone or PAPER_BACKBONE, None, self.row_updates or 0, self.lora)
+            start.check()
             sizes = _sizes(self.data, self.sids, self.split, self.rationales)
             recipe = recipes.paper(*sizes, start, len(_conversations(self.conversations)))
         elif given := [name for name, value in for_pretrained.items() if value is not None]:
@@ -103,6 +107,8 @@ class Run:
                 recipe = replace(recipe, preset=f"{recipe.preset}-{word}{number}")
         if self.fraction != 1:
             recipe = recipe.shortened(self.fraction)
+        if self.rows is not None:
+            recipe = recipe.evaluated(self.rows)
         stage3, name = recipe.stage3, recipe.preset  # another name, so that its rows are not taken for the preset's
         if self.updates is not None:
             stage3, name = replace(stage3, updates=self.updates), f"{name}-{self.updates}updates"
@@ -285,12 +291,17 @@ class Plan:
     temporary files meanwhile."""
 
     def __call__(self) -> None:
+        from transformers.utils.logging import disable_progress_bar
+
         from sapo import measuring, planning, recipes
         from sapo.policy.backbone import PAPER_BACKBONE, Pretrained
         from sapo.runs import Job
         from sapo.stages import words_and_traces
 
+        _at_least_one("lora", self.lora)
         start = Pretrained(self.backbone or PAPER_BACKBONE, lora_rank=self.lora)
+        start.check()
+        disable_progress_bar()
         is_folder = Path(start.name).is_dir()
         sizes, said = _sizes(self.data, self.sids, self.split, self.rationales), _conversations(self.conversations)
         recipe = recipes.paper(*sizes, start, len(said))
@@ -303,6 +314,13 @@ class Plan:
         added = len(tokenizer) - before
         vocabulary = added + (before if is_folder else config.get_text_config().vocab_size)
         size = planning.Size.of(config, vocabulary)
+        plans = {}
+        for gpus in self.gpus:
+            _at_least_one("gpus", gpus)
+            try:
+                plans[gpus] = planning.plan(recipe, size, lengths, gpus)
+            except InputError as error:
+                raise InputError(f"--gpus {gpus}: {error}") from error
         print(f"{start.name}: {size.parameters / 1e9:.2f} billion parameters, {vocabulary:,} tokens")
         exact = "" if is_folder else ", by a tokenizer learnt from the titles"
         print(
@@ -314,10 +332,7 @@ class Plan:
             command += [] if getattr(self, name) is None else [f"--{name}", str(getattr(self, name))]
         command += ["--sids", self.sids] if self.sids != "sids" else []
         command += ["--split", self.split] if self.split != "auto" else []
-        for gpus in self.gpus:
-            _at_least_one("gpus", gpus)
-        for gpus in self.gpus:
-            stages = planning.plan(recipe, size, lengths, gpus)
+        for gpus, stages in plans.items():
             print(f"\n{gpus} GPU{'s' * (gpus > 1)}: {planning.launch(command, gpus)}")
             if stages[0].in_parts is not None:
                 print(f"or in parts: {planning.launch(command, gpus, in_parts=True)}")
@@ -330,13 +345,20 @@ class Plan:
                     line += f", {stage.in_parts / planning.GIB:.1f} in parts"
                 hours = "" if self.tflops is None else f"  {stage.operations / gpus / self.tflops / 3.6e15:8.1f} h"
                 print(line + hours)
+        seeds, objectives = len(recipe.seeds), len(recipe.objectives)
         print(
-            "\nThese are the most: validation rows may end stage 1 sooner. Stage 3 is of one objective at one rate."
-            "\nCUDA and what its allocator keeps take about 2 GiB more."
+            f"\nThe command runs stage 1 {seeds} times, stage 2 {2 * seeds} (with thinking and without) and stage 3 "
+            f"{seeds * objectives} ({', '.join(recipe.objectives)}); with `--seeds 1 --objectives sapo` 1, 2 and 1."
+            f"\nValidation rows may end stage 1 sooner. Not counted: looks at them, the test, and about 2 GiB that CUDA and "
+            f"its allocator keep."
         )
+        longest = lengths.longest_prompt + lengths.longest_completion
+        if longest > (most := getattr(config.get_text_config(), "max_position_embeddings", longest)):
+            print(f"Prompts and completions have up to {longest:,} tokens; this model is made for {most:,}.")
         if not self.measure:
             return
-        print("\nMeasured here with random weights of this shape:", flush=True)
+        mean = f"completions of {lengths.stage2_learnt:.0f} tokens, as stage 2 has them"
+        print(f"\nMeasured here with random weights of this shape and {mean}; GPUs share it evenly:", flush=True)
         policy = measuring.random_policy(recipe, job.world, config, tokenizer, vocabulary)
         found = measuring.measure(recipe, job.world, traces, policy, lengths, said)
         for stage in planning.plan(recipe, size, lengths, 1):

@@ -43,6 +43,7 @@ from sapo.systems import COMPACT, STAGES, SYSTEMS, stage_of
 KEYS = {"dynamics.csv.gz": [*WORLD, "method"], "rollouts.csv.gz": WORLD}
 BOOKKEEPING = r"^completions/|/std$|^num_tokens$|^step_time$|/reward_mean$"  # stays in a run's log.csv
 UNRECORDED = r"^valid/(?!ndcg@10$)"  # of validation the record keeps what choices were made by; runs keep the rest
+DIGITS = 9  # of the record's numbers; runs keep all
 CONTROLS = ("stage2", "stage2_no_thinking")  # supervised stages that every job reports
 
 
@@ -165,6 +166,7 @@ def publish(out: str | Path, record: str | Path) -> list[Path]:
         raise InputError(f"{out} holds no results.csv: `sapo run --out {out}` writes it once its runs are finished.")
     results = read_results(out / "results.csv")
     results = results[~results["metric"].str.contains(UNRECORDED)]
+    results = results.assign(value=[float(f"{value:.{DIGITS}g}") for value in results["value"]])
     add_results(results, record / "results.csv")
     written = ["results.csv", *(name for name in KEYS if (out / name).is_file())]  # baselines have no curves
     for name in written[1:]:

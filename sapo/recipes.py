@@ -98,8 +98,17 @@ class Recipe:
         for name in ("stage1", "stage2"):
             stage: SFTConfig = getattr(self, name)
             looks = None if stage.validate_every is None else share(stage.validate_every)
-            short[name] = replace(stage, updates=share(stage.updates), validate_every=looks)
+            warmup = None if stage.warmup is None else round(stage.warmup * fraction)
+            short[name] = replace(stage, updates=share(stage.updates), validate_every=looks, warmup=warmup)
         return replace(self, preset=f"{self.preset}-{fraction:g}", **short)
+
+    def evaluated(self, rows: int) -> "Recipe":
+        """The same that looks at so many rows at most of validation and test, under a name of its own."""
+        stages: dict[str, Any] = {
+            name: replace(getattr(self, name), validate_rows=rows) for name in ("stage1", "stage2")
+        }
+        evaluation = replace(self.evaluation, test_rows=rows, valid_rows=rows)
+        return replace(self, preset=f"{self.preset}-{rows}rows", evaluation=evaluation, **stages)
 
 
 QUICK = Recipe(
@@ -151,7 +160,7 @@ def paper(rows: int, explained: int, items: int, backbone: Pretrained, conversat
         batch_size=batch,
         learning_rate=3e-4,
         schedule="linear",
-        warmup=20,
+        warmup=min(20, 10 * epoch1 // 4),  # where a teacher has explained few rows, theirs would be all warm-up
         weight_decay=0.0,
         micro_batch=16,
         half=True,
@@ -159,7 +168,14 @@ def paper(rows: int, explained: int, items: int, backbone: Pretrained, conversat
         validate_every=epoch1,
         patience=3,
     )
-    stage2 = replace(stage1, updates=5 * epoch2, learning_rate=1e-5, warmup=10, validate_every=epoch2, patience=5)
+    stage2 = replace(
+        stage1,
+        updates=5 * epoch2,
+        learning_rate=1e-5,
+        warmup=min(10, 5 * epoch2 // 4),
+        validate_every=epoch2,
+        patience=5,
+    )
     return Recipe(
         preset="paper",
         stage1=stage1,

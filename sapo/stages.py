@@ -41,7 +41,7 @@ from sapo.systems import STAGES, SYSTEMS, objective_of, stage_of
 from sapo.training.adapters import item_rows, merged, rows_alone
 from sapo.training.conversations import read_conversations
 from sapo.training.progress import tidy_log
-from sapo.training.sft import train_supervised
+from sapo.training.sft import SFTConfig, train_supervised
 
 KS = (1, 5, 10)
 REFERENCES: dict[str, Popularity | CoOccurrence] = {
@@ -74,7 +74,16 @@ def train_supervised_stage(job: Job, seed: int, name: str) -> None:
     if stage.parent is None:
         policy = start_policy(job, words, seed)
         if given is not None and given.row_updates and not resume:
-            first = replace(config, updates=given.row_updates, weight_decay=0.0, validate_every=None, patience=None)
+            first = SFTConfig(
+                given.row_updates,
+                config.batch_size,
+                config.learning_rate,
+                config.schedule,
+                weight_decay=0.0,
+                micro_batch=config.micro_batch,
+                half=config.half,
+                checkpointing=config.checkpointing,
+            )
             with rows_alone(policy.model, item_rows(policy)):
                 rows = folder.path / "rows"
                 train_supervised(policy, world.split, first, stage.task, rows, seed, conversations=said)

@@ -129,8 +129,11 @@ def test_a_policy_is_refused_on_other_data(tiny, folder, tmp_path):
         (["run", "--objectives", "nonsense", "--out", "{tmp}"], "unknown objectives"),
         (["run", "--split", "published_test", "--out", "{tmp}"], "no published test pairs"),
         (["run", "--lora", "8", "--out", "{tmp}"], "--preset quick trains small models; --lora is of --preset paper"),
-        (["run", "--preset", "paper", "--backbone", "./no", "--out", "{tmp}"], "no language model that can be loaded"),
+        (["run", "--preset", "paper", "--backbone", "./no", "--out", "{tmp}"], "'./no' is no folder, and names on"),
         (["run", "--fraction", "1.5", "--out", "{tmp}"], "fraction is 1.5"),
+        (["plan", "--backbone", "{tmp}"], "has no config.json"),
+        (["plan", "--gpus", "1", "3"], "--gpus 3: 1024 examples an update do not divide among 3 processes"),
+        (["plan", "--lora", "0"], "--lora is 0; at least 1 fits"),
         (["evaluate", "--model", "no/such/folder"], "is no policy folder"),
         (["publish", "--out", "no/such/folder"], "holds no results.csv"),
         (["run", "--no-such-option"], "no-such-option"),
@@ -165,6 +168,11 @@ def test_the_paper_preset_takes_its_updates_from_the_data(folder, monkeypatch, t
     assert talking.recipe.stage1.validate_every == (5 * rows + 3 * items + 2048) // 1024
     with pytest.raises(InputError, match="--conversations is of --preset paper"):
         cli.Run(data=folder, out=tmp_path, conversations=tmp_path / "said.jsonl")()
+    cli.Run(preset="paper", data=folder, out=tmp_path, backbone="my/model", fraction=0.001, rows=7)()
+    trial = jobs.pop().recipe
+    assert trial.preset == "paper-model-0.001-7rows"
+    assert (trial.evaluation.test_rows, trial.evaluation.valid_rows, trial.stage1.validate_rows) == (7, 7, 7)
+    assert {(stage.updates, stage.warmup) for stage in (trial.stage1, trial.stage2)} == {(1, 0)}  # at the full rate
     whole, half = (job.recipe for job in jobs)
     assert whole.backbone == Pretrained("Qwen/Qwen3-1.7B", row_updates=5, lora_rank=8)
     assert half.backbone == Pretrained("my/model")
@@ -175,10 +183,12 @@ def test_the_paper_preset_takes_its_updates_from_the_data(folder, monkeypatch, t
     assert (half.stage1.updates, half.stage1.validate_every) == (5 * epoch, max(1, round(epoch / 2)))
     assert whole.stage3.updates == max(1, 10 * rows // 256) == 2 * half.stage3.updates
     assert (whole.seeds, half.seeds) == ((0,), (0, 1, 2))
-    # as the fork sets them
+    office = recipes.paper(38_924, 38_924, 3_459, whole.backbone)
+    assert (office.stage1.warmup, office.stage2.warmup) == (20, 10)
+    # as the fork sets them, but for the warm-up of so few rows: a fourth of the updates at most
     assert {(stage.schedule, stage.weight_decay) for stage in (whole.stage1, whole.stage2)} == {("linear", 0.0)}
-    assert (whole.stage1.batch_size, whole.stage1.learning_rate, whole.stage1.warmup) == (1024, 3e-4, 20)
-    assert (whole.stage2.batch_size, whole.stage2.learning_rate, whole.stage2.warmup) == (1024, 1e-5, 10)
+    assert (whole.stage1.batch_size, whole.stage1.learning_rate, whole.stage1.warmup) == (1024, 3e-4, 2)
+    assert (whole.stage2.batch_size, whole.stage2.learning_rate, whole.stage2.warmup) == (1024, 1e-5, 1)
     assert (whole.stage3.prompts, whole.stage3.group_size, whole.stage3.learning_rates) == (256, 16, (5e-7,))
     assert (whole.stage3.beta, whole.stage3.num_iterations, whole.stage3.temperature) == (1e-3, 1, 1.0)
 

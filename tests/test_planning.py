@@ -175,7 +175,8 @@ def test_the_command_prints_a_plan(folders, capsys):
     assert "Qwen/Qwen3-1.7B: 1.7" in text
     assert "by a tokenizer learnt from the titles" in text
     assert "--lora 16" in text
-    with pytest.raises(InputError, match="no model that can be planned for"):
+    assert "stage 1 3 times, stage 2 6 (with thinking and without) and stage 3 6 (sapo, grpo)" in text
+    with pytest.raises(InputError, match=r"'\./nowhere' is no folder, and names on the hub are OWNER/NAME"):
         cli.Plan(backbone="./nowhere")()
     assert launch(["run", "--data", "my data"], 1) == "sapo run --data 'my data'"
 

@@ -291,11 +291,17 @@ def test_looks_are_at_the_next_items_of_validation_rows(tmp_path):
         losses += [-logits.log_softmax(1)[len(prompt) - 1 + k, token].item() for k, token in enumerate(answer)]
     looked = [entry["eval_loss"] for entry in log if "eval_loss" in entry]
     assert looked == [pytest.approx(sum(losses) / 4, abs=1e-5)]
+    first = replace(config, validate_rows=1)
+    log = train_supervised(policy, SPLIT, first, "thinking", tmp_path / "one", 0, TREE)
+    of_one = [pytest.approx(sum(some) / 2, abs=1e-5) for some in (losses[:2], losses[2:])]
+    assert next(entry["eval_loss"] for entry in log if "eval_loss" in entry) in of_one
 
 
 def test_patience_needs_looks_and_looks_need_rows(tmp_path):
     with pytest.raises(InputError, match="patience is 3, and validate_every says nothing"):
         replace(CONFIG, patience=3)
+    with pytest.raises(InputError, match="warmup is 8, of 8 updates"):
+        replace(CONFIG, warmup=8)
     for bad in ({"patience": 0, "validate_every": 2}, {"validate_every": 0}, {"updates": 0}):
         with pytest.raises(InputError, match=f"{next(iter(bad))} of a supervised stage is 0; at least 1"):
             replace(CONFIG, **bad)

@@ -1,6 +1,7 @@
 """What a policy starts from: a small Qwen3 of a config, or a pretrained model that learns the words for items."""
 
 import hashlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -81,6 +82,18 @@ class Pretrained:
                 f"row_updates is {self.row_updates} and lora_rank {self.lora_rank}; at least 0, and at least 1 or None."
             )
 
+    def check(self) -> None:
+        """Without asking anybody.
+
+        Raises:
+            InputError: a name that is neither a folder with a model nor one of the hub's.
+        """
+        folder = Path(self.name)
+        if folder.is_dir() and not (folder / "config.json").is_file():
+            raise InputError(f"{self.name} has no config.json: a model's folder does.")
+        if not folder.is_dir() and not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", self.name):
+            raise InputError(f"{self.name!r} is no folder, and names on the hub are OWNER/NAME.")
+
     @property
     def content(self) -> str:
         """What tells the weights of a folder from others: names, sizes, and both ends of its files."""
@@ -107,6 +120,7 @@ def load_pretrained(start: Pretrained) -> tuple["PreTrainedModel", "PreTrainedTo
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+    start.check()
     try:
         options = {"revision": start.revision, "trust_remote_code": False}
         tokenizer = AutoTokenizer.from_pretrained(start.name, padding_side="left", **options)

@@ -57,12 +57,16 @@ class SFTConfig:
     validate_every: int | None = None
     """Updates between two looks at the loss of the next items of validation rows, asked for without thinking. The
     weights of the best look are kept; those of the last update where None."""
+    validate_rows: int | None = None
+    """Most validation rows of a look; all where None."""
     patience: int | None = None
     """Looks in a row without gain that end the stage."""
 
     def __post_init__(self) -> None:
         if self.patience is not None and self.validate_every is None:
             raise InputError(f"patience is {self.patience}, and validate_every says nothing of when to look.")
+        if self.warmup is not None and not 0 <= self.warmup < self.updates:
+            raise InputError(f"warmup is {self.warmup}, of {self.updates} updates; at least 0, and fewer than these.")
         for name in ("updates", "validate_every", "patience"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -103,6 +107,10 @@ class SupervisedTrainer(Trainer):
         control: TrainerControl = self.control  # type: ignore[has-type]
         self.control = self.callback_handler.on_evaluate(self.args, self.state, control, metrics)
         return metrics
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        if set(load_result.missing_keys) != {"lm_head.weight"}:  # which is the table of embeddings
+            super()._issue_warnings_after_load(load_result)
 
     def _sum(self, model: PreTrainedModel, inputs: dict[str, Tensor]) -> tuple[Float[Tensor, ""], int]:
         """Cross-entropy summed over the labels, and how many these are."""
@@ -149,7 +157,7 @@ def train_supervised(
     else:
         share = {"next_item": config.title_share, "alignment": ALIGNED, "thinking": 0.0}[task]
         examples = Examples(policy, split, task, length, seed, traces, share, first)
-    valid = None if config.validate_every is None else NextItems(policy, split.valid)
+    valid = None if config.validate_every is None else NextItems(policy, split.valid.sample(config.validate_rows))
     trainer = supervised_trainer(policy, examples, config, folder, seed, valid, lora_rank)
     trainer.add_callback(ProgressLine(f"{task} seed {seed}", {"loss": "loss"}))
     trainer.add_callback(StopAtNonFiniteLoss())
