@@ -349,7 +349,7 @@ class Plan:
         print(
             f"\nThe command runs stage 1 {seeds} times, stage 2 {2 * seeds} (with thinking and without) and stage 3 "
             f"{seeds * objectives} ({', '.join(recipe.objectives)}); with `--seeds 1 --objectives sapo` 1, 2 and 1."
-            f"\nValidation rows may end stage 1 sooner. Not counted: looks at them, the test, and about 2 GiB that CUDA "
+            f"\nValidation rows may end stage 1 sooner. Not counted: looks at them, the test, and some 2 GiB that CUDA "
             f"and its allocator keep."
         )
         longest = lengths.longest_prompt + lengths.longest_completion

@@ -20,7 +20,7 @@ from test_experiments import TINY
 from test_sft import CATALOG, SPLIT, TREE, make_policy
 from test_trainer import VOCAB, fixed_rollouts, ours
 from tokenizers import Tokenizer, models, pre_tokenizers
-from torch.distributed.fsdp import StateDictType
+from torch.distributed.fsdp import MixedPrecisionPolicy, StateDictType
 from transformers import PreTrainedTokenizerFast, TrainerCallback, TrainerState
 from worlds import EOS, PAD, tiny_model
 
@@ -254,7 +254,12 @@ def unknown(out: Path) -> None:
     processes.wait()
     accelerator = Accelerator()
     plugin = accelerator.state.fsdp_plugin
+    plugin.mixed_precision_policy = MixedPrecisionPolicy(torch.bfloat16, torch.bfloat16, torch.bfloat16)
     prepare_sharding(accelerator)
+    policy = plugin.mixed_precision_policy
+    assert (policy.param_dtype, policy.reduce_dtype) == (torch.bfloat16, torch.float32)
+    assert accelerator.gradient_state.plugin_kwargs["sync_each_batch"]
+    plugin.mixed_precision_policy = None
     said = []
     for name, value in (
         ("fsdp_version", 1),
