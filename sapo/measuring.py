@@ -121,6 +121,7 @@ def measure(
             found[name] = _supervised(recipe, config, policy, examples, tokens, folder)
         device = policy.model.device
         del policy.model
+        gc.collect()
         delimiters = lengths.longest_completion - world.catalog.num_levels * recipe.block_budget
         words = max(1, round((lengths.stage2_learnt - delimiters) / world.catalog.num_levels))
         usual = _reinforced(recipe, world, folder, device, words, longest=False)
@@ -137,7 +138,13 @@ def _supervised(
     micro = min(SAMPLED, config.micro_batch or config.batch_size)
     passes = min(PASSES, max(1, config.batch_size // micro))
     short = replace(
-        config, updates=UPDATES, batch_size=passes * micro, micro_batch=micro, validate_every=None, patience=None
+        config,
+        updates=UPDATES,
+        batch_size=passes * micro,
+        micro_batch=micro,
+        warmup=0,
+        validate_every=None,
+        patience=None,
     )
     some = [rows[place] for place in np.linspace(0, SAMPLED - 1, micro).round().astype(int)]
     watches = []

@@ -187,7 +187,7 @@ def test_measuring_runs_every_stage_at_the_sizes_of_the_recipe(folders, rank, mo
     recipe = recipes.paper(100, 50, WORLD.catalog.num_items, start)
     recipe = replace(
         recipe,
-        stage1=replace(recipe.stage1, micro_batch=3),
+        stage1=replace(recipe.stage1, micro_batch=3, updates=100, warmup=20),
         stage2=replace(recipe.stage2, micro_batch=2),
         stage3=replace(recipe.stage3, group_size=4, rollout_prompts=2),
         block_budget=9,
