@@ -305,6 +305,10 @@ def test_speed_is_that_of_the_record():
     update, rollouts = (seconds.loc[64, what] / seconds.loc[4, what] for what in ("policy update", "sampling rollouts"))
     shown = f"16 times the completions cost {update:.1f} times the time of an update and {rollouts:.1f} of the rollouts"
     assert shown in text
+    asking = timing[timing["axis"] == "requests"].set_index("value")
+    assert "histories of 10 titles, 3 blocks of 8 words" in asking["setup"].iloc[0]
+    one, many = asking["seconds"][1] * 1e3, asking["seconds"][64] / 64 * 1e3
+    assert f"three thoughts of eight words) waits {one:.0f} ms; of 64 who ask together, {many:.1f} ms each" in text
 
 
 SYSTEM_ROWS = {
@@ -364,6 +368,7 @@ def test_systems_are_those_of_the_record(systems):
 
 BEAUTY_ROWS = {
     "co-occurrence (counting)": ("cooccurrence", None),
+    "ReaRec, PRL": ("ReaRec PRL", "ReaRec (OneRec-Think Table 1)"),
     "ReaRec, ERL": ("ReaRec ERL", "ReaRec (OneRec-Think Table 1)"),
     "HSTU": ("HSTU", "HSTU (re-run by phonism/genrec)"),
     "SASRec, softmax": ("SASRec softmax", "SASRec softmax (RecBole issue 1290)"),
@@ -393,6 +398,10 @@ def test_beauty_is_that_of_the_record(systems):
     )
     assert tiger < fitted[0] < onerec
     assert f"TIGER as published ({tiger:.3f}); OneRec-Think ({onerec:.3f}) is above it" in text
+    new = mean["beauty"][mean["beauty"].index.get_level_values(1) == "new/ndcg@10"].droplevel(1)
+    assert new.idxmax() == "ReaRec PRL"
+    said = f"ReaRec PRL's are the best: {new['ReaRec PRL']:.3f}, and {new['cooccurrence']:.3f} of counting"
+    assert said in text
 
 
 def test_tiger_is_that_of_the_record(systems):

@@ -30,6 +30,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from trl import GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 
+from sapo import processes
 from sapo.credit.objectives import OBJECTIVES, VERIFIED, Objective, policy_loss
 from sapo.credit.rewards import exact_match, step_match
 from sapo.credit.values import generalized_advantages, token_rewards, whiten
@@ -146,13 +147,12 @@ class SAPOTrainer(GRPOTrainer):
                 f"reward_weights has {len(args.reward_weights)} numbers for {len(given)} reward functions."
             )
         args.reward_weights = [0.0] * len(own) + (args.reward_weights or [1.0] * len(given))
-        # the reference must not be spread over the GPUs that are seen
-        args.model_init_kwargs = {**(args.model_init_kwargs or {}), "device_map": None}
+        if processes.in_parts():  # TRL would spread the reference over the GPUs that each process sees
+            args.model_init_kwargs = {**(args.model_init_kwargs or {}), "device_map": None}
         if args.lora_rank is not None:
             set_seed(args.seed)  # adapters start from random matrices, before the trainer sets its seed
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*rollout_func.*experimental.*")
-            warnings.filterwarnings("ignore", message=".*`model_init_kwargs` will be ignored.*")  # of the policy
             super().__init__(
                 model=str(model) if isinstance(model, Path) else model,
                 reward_funcs=own + given,
