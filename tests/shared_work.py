@@ -148,6 +148,7 @@ def sampled(out: Path) -> None:
     trainer = ours(folder, out / "run", tokenizer, rollout_func=None, per_device_train_batch_size=8, max_steps=1)
     trainer.train()
     model = trainer.accelerator.unwrap_model(trainer.model)
+    held = sum(value.to_local().numel() for value in model.parameters())
     plain = gathered(model)
     rows = trainer.train_dataset["prompt"][: 1 + processes.number()]
     ids = trainer.processing_class(rows, return_tensors="pt", padding=True, add_special_tokens=False)
@@ -159,7 +160,6 @@ def sampled(out: Path) -> None:
                 alone = model(**ids).logits
         again = model(**ids).logits
     apart = [float((found - expected).abs().max()) for found in (together, alone, again)]
-    held = sum(value.to_local().numel() for value in model.parameters())
     share = held / sum(value.numel() for value in plain.parameters())
     found = processes.of_all({"apart": apart, "share": share, "class": type(plain).__name__})
     if processes.is_first():

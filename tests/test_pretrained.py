@@ -83,7 +83,7 @@ def test_item_tokens_are_ordinary_and_start_at_the_mean(folders, kind):
 
 
 def test_what_cannot_be_loaded_is_refused_in_words(folders, tmp_path):
-    with pytest.raises(InputError, match="no language model that can be loaded"):
+    with pytest.raises(InputError, match=r"has no config\.json: a model's folder does"):
         load_pretrained(Pretrained(str(tmp_path)))
     pickled = tmp_path / "pickled"
     pickled.mkdir()
