@@ -69,9 +69,7 @@ def run(job: Job, workers: int | None = None) -> pd.DataFrame:
         raise InputError(f"unknown systems {sorted(unknown)}; known are {', '.join(SYSTEMS)}.")
     whole = [name for name in recipe.objectives + recipe.ablations if OBJECTIVES[name].credit == "token"]
     if whole and processes.in_parts():
-        raise InputError(
-            f"the values of {', '.join(whole)} need the whole model on each GPU: launch with DDP, or not these."
-        )
+        raise InputError(f"the values of {', '.join(whole)} need the whole model on each GPU: launch with DDP.")
     if pretrained(job) is not None and (compact := sorted({*recipe.systems} & {*COMPACT})):
         raise InputError(f"{', '.join(compact)} are made for the prompts of small models: leave them out.")
     if not 1 <= recipe.ablation_seeds <= len(recipe.seeds):

@@ -328,7 +328,7 @@ def test_stages_1_and_2_alone_are_a_job_too(finished, tmp_path):
     assert (tmp_path / "dynamics.csv.gz").read_bytes() == (out / "dynamics.csv.gz").read_bytes()
 
 
-def test_systems_of_the_field_are_runs_like_ours(finished, tmp_path):
+def test_systems_of_the_field_are_runs_like_ours(finished, tmp_path, monkeypatch):
     """What each starts from, how it thinks, and that all have their rows; stages that ours share are not run again."""
     job, out, _ = finished
     shutil.copytree(out / "runs", tmp_path / "runs")
@@ -378,6 +378,10 @@ def test_systems_of_the_field_are_runs_like_ours(finished, tmp_path):
         args = SAPOConfig(str(tmp_path), objective=objective, per_device_train_batch_size=8, num_generations=4)
         with pytest.raises(InputError, match=message):
             SAPOTrainer.from_catalog(folder, catalog, args, load_world(job).split)
+    with monkeypatch.context() as patch:
+        patch.setenv("ACCELERATE_USE_FSDP", "true")
+        with pytest.raises(InputError, match="the values of rlvr need the whole model on each GPU: launch with DDP"):
+            run(Job(replace(recipe, objectives=("sapo", "rlvr")), str(tmp_path)))
     with pytest.raises(InputError, match=r"unknown systems \['Rec'\]; known are LC-Rec"):
         run(Job(replace(recipe, systems=("Rec",)), str(tmp_path)))
 
