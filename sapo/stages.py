@@ -234,12 +234,13 @@ def fit_recommender(job: Job, seed: int, system: str) -> None:
     began, model, log = time.monotonic(), _recommender(job, seed, system), []
     updates = 0
     for number, config in enumerate(SYSTEMS[system].fits, start=1):
-        history = fit(model, job.world.split, config, seed, f"{system} seed {seed}")
+        checkpoint = folder.path / "checkpoints" / f"fit{number}.pt"
+        history = fit(model, job.world.split, config, seed, f"{system} seed {seed}", checkpoint)
         log += [{"fit": number} | row for row in history]
         best = max(history, key=lambda row: row["ndcg@10"])
         updates += int(best["updates"])
     save_model(model, str(folder.path / "model.safetensors"))
-    write_table(pd.DataFrame(log), folder.path / "fits.csv")
+    write_table(pd.DataFrame(log).drop(columns="seconds"), folder.path / "fits.csv")
     policy = model.policy.model.num_parameters()
     own = sum(p.numel() for name, p in model.named_parameters() if not name.startswith("model."))
     metrics = {"valid/ndcg@10": best["ndcg@10"], "parameters": float(policy + own)}

@@ -136,20 +136,20 @@ def fit_baseline(job: Job, name: str, number: int, seed: int) -> None:
     """One fit; leaves the weights, a log, and validation metrics."""
     folder = baseline_folder(job, name, number, seed)
     folder.start()
-    began, world = time.monotonic(), job.world
-    settings, model = BASELINES[name].chosen(number), build(job, name, number, seed).to(_device())
+    split, settings = job.world.split, BASELINES[name].chosen(number)
+    model, checkpoint = build(job, name, number, seed).to(_device()), folder.path / "checkpoints" / "fit.pt"
     try:
-        log = fit(model, world.split, settings.fit, seed, f"{folder.path.name} seed {seed}")
+        log = fit(model, split, settings.fit, seed, f"{folder.path.name} seed {seed}", checkpoint)
     except FloatingPointError as error:
         folder.give_up(error)
         return
     # cuDNN keeps a GRU's weights in one tensor, which safetensors neither writes nor reads
     save_model(model.cpu(), str(folder.path / "model.safetensors"))
-    write_table(pd.DataFrame(log), folder.path / "log.csv")
+    write_table(pd.DataFrame(log).drop(columns="seconds"), folder.path / "log.csv")
     best = max(log, key=lambda row: row["ndcg@10"])
     metrics = {"valid/ndcg@10": best["ndcg@10"], "parameters": float(sum(p.numel() for p in model.parameters()))}
-    counts = {"valid/ndcg@10": len(world.split.valid.sample(settings.fit.valid_rows))}
-    seconds = time.monotonic() - began
+    counts = {"valid/ndcg@10": len(split.valid.sample(settings.fit.valid_rows))}
+    seconds = log[-1]["seconds"]
     folder.finish(seconds, int(best["updates"]), metrics | {"seconds": seconds}, counts)
 
 

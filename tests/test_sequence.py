@@ -124,6 +124,64 @@ def test_an_epoch_may_be_a_part_of_the_examples_and_the_start_a_candidate():
     assert all(torch.equal(reached[name], weights) for name, weights in model.state_dict().items())
 
 
+class Stopped(Exception):
+    """What ends a fit in a test."""
+
+
+@pytest.mark.parametrize("stop", [1, 2, 5], ids="at epoch {}".format)
+@pytest.mark.parametrize("every", [1, 2], ids="validated every {}".format)
+def test_a_fit_that_was_stopped_goes_on_to_the_same_weights(stop, every, tmp_path):
+    """Dropout, negatives and batches are drawn as if nothing had happened, and the best weights so far are known."""
+    sequences = [[(start + step) % ITEMS for step in range(6)] for start in range(ITEMS)]
+    split = Interactions([f"u{start}" for start in range(ITEMS)], sequences, ITEMS).leave_one_out()
+    config = FitConfig("bce", epochs=6, patience=2, batch_size=4, learning_rate=0.02, validate_every=every)
+    file = tmp_path / "checkpoints" / "fit.pt"
+
+    def fresh():
+        torch.manual_seed(0)
+        return SASRec(ITEMS, max_history=6, size=16, dropout=0.5)
+
+    def stopping(split, examples, config):
+        if model.begun == 3 * (stop - 1) + 1:  # twelve examples are three batches: this is within epoch `stop`
+            raise Stopped
+        model.begun += 1
+        return loss(split, examples, config)
+
+    whole = fresh()
+    expected = fit(whole, split, config, seed=0)
+    model = fresh()
+    loss, model.loss, model.begun = model.loss, stopping, 0
+    with pytest.raises(Stopped):
+        fit(model, split, config, seed=0, checkpoint=file)
+    assert file.is_file() == (stop > every)
+    resumed = fresh()
+    log = fit(resumed, split, config, seed=0, checkpoint=file)
+    assert timeless(log) == timeless(expected)
+    assert [row["seconds"] for row in log] == sorted(row["seconds"] for row in log)
+    again = fresh()  # nothing is left to do
+    again.loss = None
+    assert timeless(fit(again, split, config, seed=0, checkpoint=file)) == timeless(expected)
+    for name, weights in whole.state_dict().items():
+        assert torch.equal(weights, resumed.state_dict()[name])
+        assert torch.equal(weights, again.state_dict()[name])
+
+
+def timeless(log):
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in log]
+
+
+def test_a_checkpoint_of_another_fit_is_refused(tmp_path):
+    split = Interactions(["u", "v"], [[0, 1, 2, 3], [4, 5, 6, 7]], ITEMS).leave_one_out()
+    file = tmp_path / "fit.pt"
+    fit(SASRec(ITEMS, size=8), split, FitConfig(epochs=1), seed=0, checkpoint=file)
+    with pytest.raises(InputError, match=r"fit\.pt is no checkpoint of this fit; remove it, and the fit starts over"):
+        fit(SASRec(ITEMS, size=16), split, FitConfig(epochs=1), seed=0, checkpoint=file)
+    for content in (b"", b"not weights", file.read_bytes()[:1000]):
+        file.write_bytes(content)
+        with pytest.raises(InputError, match=r"fit\.pt is no checkpoint of this fit"):
+            fit(SASRec(ITEMS, size=8), split, FitConfig(epochs=1), seed=0, checkpoint=file)
+
+
 def test_settings_of_a_fit_are_checked():
     split = Interactions(["u"], [[0, 1, 2, 3]], ITEMS).leave_one_out()
     with pytest.raises(InputError, match="SASRec has no loss 'reward'; it knows softmax, bce"):
@@ -345,7 +403,7 @@ def test_the_same_seed_gives_the_same_model_and_the_best_epoch_is_kept(loss):
         before = torch.get_rng_state()
         histories.append(fit(models[-1], split, FitConfig(loss, epochs=6, patience=2, learning_rate=0.1), seed=1))
         assert torch.equal(torch.get_rng_state(), before)
-    assert histories[0] == histories[1]
+    assert timeless(histories[0]) == timeless(histories[1])
     for one, other in zip(*(model.parameters() for model in models), strict=True):
         assert torch.equal(one, other)
     scores = [row["ndcg@10"] for row in histories[0]]

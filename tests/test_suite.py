@@ -196,10 +196,10 @@ def test_a_later_seed_that_diverges_has_no_rows_and_no_fusion(finished, tmp_path
     monkeypatch.setattr(suite, "FUSIONS", {"Fusion": tuple(FEW)})
     fit = suite.fit
 
-    def breaks(model, split, config, seed, title):
+    def breaks(model, split, config, seed, title, checkpoint):
         if seed == 1 and title.startswith("SASRec"):
             raise FloatingPointError("the loss is nan")
-        return fit(model, split, config, seed, title)
+        return fit(model, split, config, seed, title, checkpoint)
 
     monkeypatch.setattr(suite, "fit", breaks)
     for _ in range(2):

@@ -2,9 +2,12 @@
 
 import copy
 import math
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
 from typing import ClassVar, Literal
 
 import torch
@@ -14,6 +17,7 @@ from torch import Tensor, nn
 from sapo.analysis.evaluation import ranking_metrics
 from sapo.data.interactions import Split
 from sapo.errors import InputError
+from sapo.files import disk_errors, write_atomically
 from sapo.progress import progress_bar
 
 POOL = 64  # batches whose examples are sorted by length together, so that little is padded
@@ -117,19 +121,29 @@ class FitConfig:
                 raise InputError(f"{name} is {value}; at least 1 fits.")
 
 
-def fit(model: Recommender, split: Split, config: FitConfig, seed: int, title: str = "fit") -> list[dict[str, float]]:
+def fit(
+    model: Recommender,
+    split: Split,
+    config: FitConfig,
+    seed: int,
+    title: str = "fit",
+    checkpoint: str | Path | None = None,
+) -> list[dict[str, float]]:
     """Train until validation NDCG@10 stops rising, and leave the model as it was at its best.
 
     Args:
         seed: of batches, negatives and dropout; weights are drawn before.
+        checkpoint: file that is written at every validation. Where it is there, the fit goes on from it, to the weights
+            of one that was never stopped.
 
     Returns:
-        epoch, updates so far, mean loss since the last one and ndcg@10 of every validation.
+        epoch, updates and seconds so far, mean loss since the last one and ndcg@10 of every validation.
 
     Raises:
-        InputError: nothing to learn from; a loss that the model does not know.
+        InputError: nothing to learn from; a loss that the model does not know; a checkpoint that is none of this fit.
         FloatingPointError: the loss is not finite.
     """
+    began = time.monotonic()
     if config.loss not in model.losses:
         raise InputError(f"{type(model).__name__} has no loss {config.loss!r}; it knows {', '.join(model.losses)}.")
     lengths = model.lengths(split)
@@ -142,12 +156,18 @@ def fit(model: Recommender, split: Split, config: FitConfig, seed: int, title: s
     )
     device = next(model.parameters()).device.type
     history: list[dict[str, float]] = []
-    best, best_epoch, weights = -1.0, 0, model.state_dict()
-    updates, total, count = 0, 0.0, 0
+    weights = model.state_dict()
+    total, count = 0.0, 0
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        epochs = progress_bar(title, range(1 - config.keep_start, config.epochs + 1))
+        if checkpoint is not None and Path(checkpoint).is_file():
+            history, weights = _resume(Path(checkpoint), model, optimizer)
+        updates, earlier = (int(history[-1]["updates"]), history[-1]["seconds"]) if history else (0, 0.0)
+        first = int(history[-1]["epoch"]) + 1 if history else 1 - config.keep_start
+        epochs = progress_bar(title, range(first, config.epochs + 1), config.epochs, max(first - 1, 0))
         for epoch in epochs:
+            if history and history[-1]["epoch"] - _best(history)["epoch"] >= config.patience * config.validate_every:
+                break
             model.train()
             drawn = _batches([lengths[row] for row in examples], config.batch_size, config.examples)
             for batch in drawn if epoch else ():
@@ -163,16 +183,56 @@ def fit(model: Recommender, split: Split, config: FitConfig, seed: int, title: s
                 continue
             ranked = model.rank(valid.history, places, valid.user)
             ndcg = ranking_metrics(ranked, torch.tensor(valid.target), (places,))[f"ndcg@{places}"]
-            mean = total / count if count else math.nan
-            history.append({"epoch": epoch, "updates": updates, "loss": mean, "ndcg@10": ndcg})
+            mean, seconds = total / count if count else math.nan, earlier + time.monotonic() - began
+            row = {"epoch": epoch, "updates": updates, "seconds": seconds, "loss": mean, "ndcg@10": ndcg}
+            history.append(row)
             total, count = 0.0, 0
             epochs.set_postfix_str(f"NDCG@10 {ndcg:.4f}", refresh=False)
-            if ndcg > best:
-                best, best_epoch, weights = ndcg, epoch, copy.deepcopy(model.state_dict())
-            elif epoch - best_epoch >= config.patience * config.validate_every:
-                break
+            if _best(history) is row:
+                weights = copy.deepcopy(model.state_dict())
+            if checkpoint is not None:
+                _save(Path(checkpoint), history, weights, model, optimizer)
     model.load_state_dict(weights)
     return history
+
+
+def _best(history: list[dict[str, float]]) -> dict[str, float]:
+    return max(history, key=lambda row: row["ndcg@10"])  # of equal ones the first
+
+
+def _save(
+    path: Path,
+    history: list[dict[str, float]],
+    best: dict[str, Tensor],
+    model: Recommender,
+    optimizer: torch.optim.Adam,
+) -> None:
+    state = {
+        "history": history,
+        "best": best,
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "random": torch.get_rng_state(),
+        "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+    with write_atomically(path) as partial, disk_errors(path):
+        torch.save(state, partial)
+
+
+def _resume(
+    path: Path, model: Recommender, optimizer: torch.optim.Adam
+) -> tuple[list[dict[str, float]], dict[str, Tensor]]:
+    """History and best weights so far; the rest is put where it belongs."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        torch.set_rng_state(state["random"])
+        if torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(state["random_cuda"])
+    except (RuntimeError, EOFError, KeyError, ValueError, UnpicklingError) as error:
+        raise InputError(f"{path} is no checkpoint of this fit; remove it, and the fit starts over.") from error
+    return state["history"], state["best"]
 
 
 def _batches(lengths: list[int], batch_size: int, most: int | None = None) -> Iterator[list[int]]:

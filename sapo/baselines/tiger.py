@@ -21,6 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy, pad
 from torch.nn.utils.rnn import pad_sequence
+from transformers import DynamicCache, EncoderDecoderCache, T5Config, T5ForConditionalGeneration
 
 from sapo.baselines.fitting import FitConfig, Recommender
 from sapo.data.interactions import Split
@@ -28,6 +29,8 @@ from sapo.errors import InputError
 from sapo.policy.beam_search import constrained_beam_search
 from sapo.semantic_ids.collisions import collision_rate, extra_token
 from sapo.semantic_ids.trie import SidTrie
+
+KeysValues = list[tuple[Float[Tensor, "B H P d"], Float[Tensor, "B H P d"]]]  # of every layer
 
 
 class Tiger(Recommender):
@@ -44,7 +47,7 @@ class Tiger(Recommender):
             ("trie"), so that nothing has to be learnt of which SIDs there are.
     """
 
-    ranked_together = 64
+    ranked_together = 16  # their beams fit the cache of a processor
     codes: Int[Tensor, "N K"]
     tokens: Int[Tensor, "N K"]  # words of the codes
 
@@ -63,8 +66,6 @@ class Tiger(Recommender):
         temperature: float = 1.0,
         rivals: Literal["all", "trie"] = "all",
     ):
-        from transformers import T5Config, T5ForConditionalGeneration
-
         if rivals not in ("all", "trie"):
             raise InputError(f"rivals is {rivals!r}; all or trie fits.")
         super().__init__(len(sids), max_history)
@@ -122,6 +123,7 @@ class Tiger(Recommender):
         """The items of the k best beams."""
         prompts = self.prompts(histories, users)
         read = self._encode(prompts)
+        keys_of_prompts = self._keys(read)
         beams = constrained_beam_search(
             None,
             prompts,
@@ -131,21 +133,38 @@ class Tiger(Recommender):
             max(k, self.beams),
             num_return=k,
             normalize="trie" if self.rivals == "trie" else "full",
-            step_fn=lambda rows, written: self._logits(read[rows], prompts[rows], written)[:, -1],
+            step_fn=lambda rows, written: self._logits(
+                read[rows], prompts[rows], written, [(keys[rows], values[rows]) for keys, values in keys_of_prompts]
+            )[:, -1],
         )
         return torch.tensor([[self._item[tuple(sid)] for sid in of_row] for of_row in beams.sids.tolist()])
 
     def _encode(self, prompts: Int[Tensor, "B P"]) -> Float[Tensor, "B P D"]:
         return self.network.encoder(input_ids=prompts, attention_mask=(prompts > 0).long()).last_hidden_state
 
+    def _keys(self, read: Float[Tensor, "B P D"]) -> KeysValues:
+        """What every layer of the decoder looks at of what was read. All beams of a prompt share it; to make it again
+        for each of them is most of the work of a search."""
+        attentions = [block.layer[1].EncDecAttention for block in self.network.decoder.block]
+        heads = (self.network.config.num_heads, self.network.config.d_kv)
+        return [
+            (layer.k(read).unflatten(-1, heads).transpose(1, 2), layer.v(read).unflatten(-1, heads).transpose(1, 2))
+            for layer in attentions
+        ]
+
     def _logits(
-        self, read: Float[Tensor, "B P D"], prompts: Int[Tensor, "B P"], written: Int[Tensor, "B d"]
+        self,
+        read: Float[Tensor, "B P D"],
+        prompts: Int[Tensor, "B P"],
+        written: Int[Tensor, "B d"],
+        keys: KeysValues | None = None,
     ) -> Float[Tensor, "B d+1 V"]:
-        """Of each word that could follow the first 0, 1, ..., d that are written."""
+        """Of each word that could follow the first 0, 1, ..., d that are written; `keys`, where they are known."""
         begin = written.new_zeros(len(written), 1)
         return self.network(
             encoder_outputs=(read,),
             attention_mask=(prompts > 0).long(),
             decoder_input_ids=torch.cat([begin, written], 1),
+            past_key_values=None if keys is None else EncoderDecoderCache(DynamicCache(), DynamicCache(keys)),
             use_cache=False,
         ).logits
