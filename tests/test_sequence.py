@@ -1,6 +1,7 @@
 """Recommenders that read item by item: what each is made of, by hand or by loops, and the loop that fits them."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -191,6 +192,27 @@ def test_settings_of_a_fit_are_checked():
     for name in ("examples", "batch_size", "epochs"):
         with pytest.raises(InputError, match=f"{name} is 0; at least 1 fits"):
             FitConfig(**{name: 0})
+    with pytest.raises(InputError, match="schedule is 'cosine'; constant or linear fits"):
+        FitConfig(schedule="cosine")
+
+
+def test_a_rate_rises_and_falls_with_the_updates_of_all_epochs(monkeypatch):
+    """20 updates: a tenth of them are two, so 1/2 and 1 of the rate; 18 more fall by 1/19 each, from 18/19 to 1/19."""
+    sequences = [[(start + step) % ITEMS for step in range(6)] for start in range(ITEMS)]
+    split = Interactions([f"u{start}" for start in range(ITEMS)], sequences, ITEMS).leave_one_out()
+    config, rates = FitConfig(epochs=5, patience=5, batch_size=3, learning_rate=0.19, schedule="linear"), []
+    step = torch.optim.Adam.step
+
+    def watched(self):
+        rates.append(self.param_groups[0]["lr"])
+        step(self)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", watched)
+    fit(SASRec(ITEMS, size=8), split, config, seed=0)
+    assert rates == pytest.approx([0.095, 0.19, *(0.01 * rest for rest in range(18, 0, -1))])
+    rates.clear()
+    fit(SASRec(ITEMS, size=8), split, replace(config, epochs=4, examples=6), seed=0)  # eight updates: one of them rises
+    assert rates == pytest.approx([0.19 * rest / 8 for rest in range(8, 0, -1)])
 
 
 # ------------------------------------------------------------------------------------------------- SASRec

@@ -105,7 +105,9 @@ class FitConfig:
     batch_size: int = 128
     """Examples."""
     learning_rate: float = 1e-3
-    """Of Adam, constant."""
+    """Of Adam, at its highest."""
+    schedule: Literal["constant", "linear"] = "constant"
+    """linear: the rate rises over the first tenth of the updates of all `epochs`, then falls to 0 with the last."""
     beta2: float = 0.999
     """Of Adam."""
     weight_decay: float = 0.0
@@ -119,6 +121,8 @@ class FitConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{name} is {value}; at least 1 fits.")
+        if self.schedule not in ("constant", "linear"):
+            raise InputError(f"schedule is {self.schedule!r}; constant or linear fits.")
 
 
 def fit(
@@ -155,6 +159,7 @@ def fit(
         model.parameters(), config.learning_rate, betas=(0.9, config.beta2), weight_decay=config.weight_decay
     )
     device = next(model.parameters()).device.type
+    last = config.epochs * math.ceil(min(len(examples), config.examples or len(examples)) / config.batch_size)
     history: list[dict[str, float]] = []
     weights = model.state_dict()
     total, count = 0.0, 0
@@ -175,6 +180,8 @@ def fit(
                     loss = model.loss(split, [examples[place] for place in batch], config)
                 if not loss.isfinite():
                     raise FloatingPointError(f"{title}: the loss is {loss.item()} in epoch {epoch}; use a lower rate.")
+                if config.schedule == "linear":
+                    optimizer.param_groups[0]["lr"] = config.learning_rate * _share(updates, last)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -194,6 +201,13 @@ def fit(
                 _save(Path(checkpoint), history, weights, model, optimizer)
     model.load_state_dict(weights)
     return history
+
+
+def _share(update: int, updates: int) -> float:
+    """Of the highest learning rate, for an update, counted from 0, of so many: (update + 1) / rise up to the top, then
+    down to 1 / (updates - rise + 1) of it."""
+    rise = max(updates // 10, 1)
+    return min((update + 1) / rise, (updates - update) / (updates - rise + 1))
 
 
 def _best(history: list[dict[str, float]]) -> dict[str, float]:
