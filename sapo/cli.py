@@ -321,7 +321,7 @@ class Plan:
                 plans[gpus] = planning.plan(recipe, size, lengths, gpus)
             except InputError as error:
                 raise InputError(f"--gpus {gpus}: {error}") from error
-        print(f"{start.name}: {size.parameters / 1e9:.2f} billion parameters, {vocabulary:,} tokens")
+        print(f"{start.name}: {size.parameters:,} parameters, {vocabulary:,} tokens")
         exact = "" if is_folder else ", by a tokenizer learnt from the titles"
         print(
             f"mean tokens{exact}: stage 1 {lengths.stage1:.0f}, stage 2 {lengths.stage2:.0f}, prompt "

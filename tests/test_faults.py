@@ -3,6 +3,7 @@
 `SAPO_KILLS=30 pytest tests/test_faults.py` kills that often; a few times otherwise.
 """
 
+import json
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pytest
 from test_experiments import TINY
 
 from sapo.analysis.results import read_results
@@ -20,6 +22,7 @@ from sapo.experiments import run
 from sapo.runs import Job
 
 KILLS = int(os.environ.get("SAPO_KILLS", "3"))
+AT_ONCE = 3
 READY = "ready"
 # Long enough to be hit between checkpoints of every stage, and with a system of every kind that goes on alone.
 LONGER = replace(
@@ -53,6 +56,15 @@ def finish(process: subprocess.Popen) -> None:
     assert process.returncode == 0, errors[-2000:]
 
 
+def where(out: Path) -> str:
+    """The run that was written to last, and whether it was done, so that something was evaluated or came next."""
+    newest = max(out.glob("runs/**/run.json"), key=lambda path: path.stat().st_mtime, default=None)
+    if newest is None:
+        return "nothing"
+    done = json.loads(newest.read_text())["status"] == "finished"
+    return ("after " if done else "") + newest.parent.name.rsplit("-", 1)[0]
+
+
 def timeless(out: Path) -> pd.DataFrame:
     results = read_results(out / "results.csv")
     return results[results["metric"] != "seconds"].reset_index(drop=True)
@@ -63,27 +75,32 @@ def weights(out: Path) -> dict[str, bytes]:
     return {str(path.relative_to(out)): path.read_bytes() for path in files}
 
 
-def test_a_run_that_is_killed_ends_as_one_that_is_not(tmp_path):
-    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
-    began = time.monotonic()
-    finish(start(undisturbed))
-    length = time.monotonic() - began
-    rng = np.random.default_rng(0)
-    hits, stages = 0, set()
-    for _ in range(KILLS):
-        process = start(killed)
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """A folder of results, and the seconds that they took, without imports."""
+    out = tmp_path_factory.mktemp("undisturbed")
+    process, began = start(out), time.monotonic()
+    finish(process)
+    return out, time.monotonic() - began
+
+
+@pytest.mark.parametrize("seed", range(-(-KILLS // AT_ONCE)))
+def test_a_run_that_is_killed_ends_as_one_that_is_not(seed, undisturbed, tmp_path):
+    """Each is killed a few times: of many kills on end most would hit the same place, before it is left behind."""
+    whole, length = undisturbed
+    rng, hits = np.random.default_rng(seed), []
+    for _ in range(min(AT_ONCE, KILLS)):
+        process = start(tmp_path)
         try:
-            process.communicate(timeout=rng.uniform(0, 2 * length / KILLS))
+            process.communicate(timeout=rng.uniform(0, 1.5 * length / AT_ONCE))
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             process.communicate()
-            hits += 1
-            newest = max(killed.glob("runs/**/run.json"), key=lambda path: path.stat().st_mtime, default=None)
-            stages.add(None if newest is None else newest.parent.name.rsplit("-", 1)[0])
-    print(f"{hits} kills, in {sorted(map(str, stages))}; {length:.0f} s undisturbed")
+            hits.append(where(tmp_path))
+    print(f"{len(hits)} kills, in {hits}; {length:.0f} s undisturbed")
     assert hits
-    finish(start(killed))
-    pd.testing.assert_frame_equal(timeless(undisturbed), timeless(killed), check_exact=True)
-    assert weights(undisturbed) == weights(killed)
-    assert len(weights(killed)) >= 5  # stages 1 and 2, the control, SAPO and GRPO
-    assert not list(killed.rglob(".partial-*"))
+    finish(start(tmp_path))
+    pd.testing.assert_frame_equal(timeless(whole), timeless(tmp_path), check_exact=True)
+    assert weights(whole) == weights(tmp_path)
+    assert len(weights(tmp_path)) >= 5  # stages 1 and 2, the control, SAPO and GRPO
+    assert not list(tmp_path.rglob(".partial-*"))
