@@ -235,7 +235,11 @@ def fit_recommender(job: Job, seed: int, system: str) -> None:
     updates = 0
     for number, config in enumerate(SYSTEMS[system].fits, start=1):
         checkpoint = folder.path / "checkpoints" / f"fit{number}.pt"
-        history = fit(model, job.world.split, config, seed, f"{system} seed {seed}", checkpoint)
+        try:
+            history = fit(model, job.world.split, config, seed, f"{system} seed {seed}", checkpoint)
+        except FloatingPointError as error:
+            folder.give_up(error)
+            return
         log += [{"fit": number} | row for row in history]
         best = max(history, key=lambda row: row["ndcg@10"])
         updates += int(best["updates"])

@@ -31,6 +31,7 @@ LONGER = replace(
     stage2=replace(TINY.stage2, updates=40),
     stage3=replace(TINY.stage3, updates=24),
     seeds=(0,),
+    systems=("LICD", "Rec-R1"),
 )
 
 

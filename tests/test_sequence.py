@@ -130,12 +130,16 @@ class Stopped(Exception):
 
 
 @pytest.mark.parametrize("stop", [1, 2, 5], ids="at epoch {}".format)
-@pytest.mark.parametrize("every", [1, 2], ids="validated every {}".format)
-def test_a_fit_that_was_stopped_goes_on_to_the_same_weights(stop, every, tmp_path):
+@pytest.mark.parametrize(
+    "how",
+    [{}, {"validate_every": 2}, {"schedule": "linear", "keep_start": True}],
+    ids=["validated often", "validated every other epoch", "linear, from the start"],
+)
+def test_a_fit_that_was_stopped_goes_on_to_the_same_weights(stop, how, tmp_path):
     """Dropout, negatives and batches are drawn as if nothing had happened, and the best weights so far are known."""
     sequences = [[(start + step) % ITEMS for step in range(6)] for start in range(ITEMS)]
     split = Interactions([f"u{start}" for start in range(ITEMS)], sequences, ITEMS).leave_one_out()
-    config = FitConfig("bce", epochs=6, patience=2, batch_size=4, learning_rate=0.02, validate_every=every)
+    config = FitConfig("bce", epochs=6, patience=2, batch_size=4, learning_rate=0.02, **how)
     file = tmp_path / "checkpoints" / "fit.pt"
 
     def fresh():
@@ -154,7 +158,7 @@ def test_a_fit_that_was_stopped_goes_on_to_the_same_weights(stop, every, tmp_pat
     loss, model.loss, model.begun = model.loss, stopping, 0
     with pytest.raises(Stopped):
         fit(model, split, config, seed=0, checkpoint=file)
-    assert file.is_file() == (stop > every)
+    assert file.is_file() == (stop > config.validate_every or config.keep_start)
     resumed = fresh()
     log = fit(resumed, split, config, seed=0, checkpoint=file)
     assert timeless(log) == timeless(expected)
@@ -168,7 +172,8 @@ def test_a_fit_that_was_stopped_goes_on_to_the_same_weights(stop, every, tmp_pat
 
 
 def timeless(log):
-    return [{name: value for name, value in row.items() if name != "seconds"} for row in log]
+    """Rows without seconds; before the first update there is no loss, and what is not a number equals nothing."""
+    return [{name: value for name, value in row.items() if name != "seconds" and value == value} for row in log]
 
 
 def test_a_checkpoint_of_another_fit_is_refused(tmp_path):
@@ -177,9 +182,22 @@ def test_a_checkpoint_of_another_fit_is_refused(tmp_path):
     fit(SASRec(ITEMS, size=8), split, FitConfig(epochs=1), seed=0, checkpoint=file)
     with pytest.raises(InputError, match=r"fit\.pt is no checkpoint of this fit; remove it, and the fit starts over"):
         fit(SASRec(ITEMS, size=16), split, FitConfig(epochs=1), seed=0, checkpoint=file)
-    for content in (b"", b"not weights", file.read_bytes()[:1000]):
-        file.write_bytes(content)
-        with pytest.raises(InputError, match=r"fit\.pt is no checkpoint of this fit"):
+
+    def refused():
+        return pytest.raises(InputError, match=r"fit\.pt is no checkpoint of this fit")
+
+    for epochs, rate, seed in ((2, 1e-3, 0), (1, 1.0, 0), (1, 1e-3, 1)):
+        with refused():
+            fit(SASRec(ITEMS, size=8), split, FitConfig(epochs=epochs, learning_rate=rate), seed, checkpoint=file)
+    other = Interactions(["u", "v"], [[0, 1, 2, 3], [4, 5, 6, 8]], ITEMS).leave_one_out()
+    with refused():
+        fit(SASRec(ITEMS, size=8), other, FitConfig(epochs=1), seed=0, checkpoint=file)
+    for content in (b"", b"not weights", file.read_bytes()[:1000], {"model": 1}, [1], torch.ones(2)):
+        if isinstance(content, bytes):
+            file.write_bytes(content)
+        else:
+            torch.save(content, file)
+        with refused():
             fit(SASRec(ITEMS, size=8), split, FitConfig(epochs=1), seed=0, checkpoint=file)
 
 

@@ -1,6 +1,7 @@
 """Other recommenders on a data set: chosen on validation, tested once, in the table with everything else."""
 
 import shutil
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -9,6 +10,7 @@ import torch
 from sapo import suite
 from sapo.analysis.evaluation import ranking_metrics
 from sapo.analysis.results import read_results
+from sapo.baselines import fitting
 from sapo.baselines.cooccurrence import CoOccurrence
 from sapo.baselines.fitting import FitConfig
 from sapo.baselines.fusion import Fusion
@@ -192,8 +194,9 @@ def test_a_setting_that_diverges_loses_and_does_not_end_the_others(finished, tmp
 def test_a_later_seed_that_diverges_has_no_rows_and_no_fusion(finished, tmp_path, monkeypatch):
     """And all else comes out, at the first call and at the next, which fits nothing."""
     folder, _, _ = finished
+    fusions = {"Fusion": tuple(FEW), "Fusion of one": ("cooccurrence", "GRU4Rec")}
     monkeypatch.setattr(suite, "BASELINES", FEW)
-    monkeypatch.setattr(suite, "FUSIONS", {"Fusion": tuple(FEW)})
+    monkeypatch.setattr(suite, "FUSIONS", fusions)
     fit = suite.fit
 
     def breaks(model, split, config, seed, title, checkpoint):
@@ -203,10 +206,56 @@ def test_a_later_seed_that_diverges_has_no_rows_and_no_fusion(finished, tmp_path
 
     monkeypatch.setattr(suite, "fit", breaks)
     for _ in range(2):
-        results = suite.run_baselines(str(tmp_path), str(folder), [*FEW, "Fusion"], seeds=2, workers=1)
+        results = suite.run_baselines(str(tmp_path), str(folder), [*FEW, *fusions], seeds=2, workers=1)
         seeds = results[results["metric"] == "recall@10"].groupby("method")["seed"].apply(list)
         assert (seeds["GRU4Rec"], seeds["SASRec softmax"], seeds["Fusion"]) == ([0, 1], [0], [0])
+        assert seeds["Fusion of one"] == [0, 1]
         monkeypatch.setattr(suite, "fit", None)  # whoever fits now fails
+
+
+def test_who_diverges_altogether_does_not_take_the_others_results_along(finished, tmp_path, monkeypatch):
+    folder, _, _ = finished
+    fit = suite.fit
+
+    def breaks(model, split, config, seed, title, checkpoint):
+        if title.startswith("SASRec"):
+            raise FloatingPointError("the loss is nan")
+        return fit(model, split, config, seed, title, checkpoint)
+
+    monkeypatch.setattr(suite, "BASELINES", FEW)
+    monkeypatch.setattr(suite, "FUSIONS", {"Fusion": tuple(FEW)})
+    monkeypatch.setattr(suite, "fit", breaks)
+    with pytest.raises(FloatingPointError, match="SASRec softmax diverged with every setting of its grid"):
+        suite.run_baselines(str(tmp_path), str(folder), [*FEW, "Fusion"], seeds=1, workers=1)
+    results = read_results(tmp_path / "results.csv")
+    assert {*results["method"]} == {"GRU4Rec", "popularity", "cooccurrence", "item_knn"}
+
+
+def test_a_fit_that_was_stopped_goes_on(finished, tmp_path, monkeypatch):
+    folder, _, _ = finished
+    monkeypatch.setattr(suite, "BASELINES", FEW)
+    job = suite.Job(replace(suite.QUICK, preset="baseline"), str(tmp_path), str(folder))
+    save, saved = fitting._save, []
+
+    def stops(path, *state):
+        save(path, *state)
+        saved.append(path)
+        if len(saved) == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(fitting, "_save", stops)
+    with pytest.raises(KeyboardInterrupt):
+        suite.fit_baseline(job, "SASRec softmax", 0, 0)
+    suite.fit_baseline(job, "SASRec softmax", 0, 0)
+    run = suite.baseline_folder(job, "SASRec softmax", 0, 0)
+    assert saved == [run.path / "checkpoints" / "fit.pt"] * 2  # one of each of two epochs
+    assert run.finished
+    assert not (run.path / "checkpoints").exists()
+    again = replace(job, out=str(tmp_path / "undisturbed"))
+    suite.fit_baseline(again, "SASRec softmax", 0, 0)
+    of = suite.baseline_folder(again, "SASRec softmax", 0, 0).path
+    for name in ("model.safetensors", "log.csv"):
+        assert (run.path / name).read_bytes() == (of / name).read_bytes()
 
 
 def test_all_seeds_begin_at_once_where_nothing_is_to_be_chosen(finished, tmp_path, monkeypatch):

@@ -207,6 +207,23 @@ def test_it_learns_to_match_and_reads_items_anew():
     torch.testing.assert_close(model.table.norm(dim=1), torch.ones(6))
 
 
+def test_a_stopped_fit_reads_items_anew_when_it_would_have(tmp_path):
+    """Three losses an epoch, and a table for two: after a stop between epochs the table is one loss old."""
+    rows = Rows(["u"] * 5, [[item] for item in range(5)], [(item + 1) % 5 for item in range(5)])
+    split = Split("leave_one_out", ["u"], [[0, 1, 2, 3, 4, 0]], rows, rows, rows, "")
+    config = FitConfig("reward", epochs=2, batch_size=2, learning_rate=1e-2)
+    whole, stopped, resumed = (R2ec(make_policy(), split, group_size=4, refresh=2) for _ in range(3))
+    expected = fit(whole, split, config, seed=0)
+    loss, stopped.loss = stopped.loss, lambda *given: 1 / 0 if stopped.count == 4 else loss(*given)
+    with pytest.raises(ZeroDivisionError):
+        fit(stopped, split, config, seed=0, checkpoint=tmp_path / "fit.pt")
+    log = fit(resumed, split, config, seed=0, checkpoint=tmp_path / "fit.pt")
+    assert [(row["epoch"], row["loss"], row["ndcg@10"]) for row in log] == [
+        (row["epoch"], row["loss"], row["ndcg@10"]) for row in expected
+    ]
+    assert all(torch.equal(one, other) for one, other in zip(whole.parameters(), resumed.parameters(), strict=True))
+
+
 def test_an_item_is_its_sid_and_title():
     model = R2ec(make_policy(), SPLIT)
     assert model.texts[2] == "<bos> <a_0> <b_2> <title> garden rake cm <item>"

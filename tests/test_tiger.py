@@ -10,7 +10,7 @@ from sapo.baselines.tiger import Tiger
 from sapo.data.interactions import Interactions
 from sapo.errors import InputError
 
-SMALL = {"size": 16, "layers": 1, "heads": 2, "head_size": 8, "feed_forward": 32, "dropout": 0.0}
+SMALL = {"size": 16, "layers": 2, "heads": 2, "head_size": 8, "feed_forward": 32, "dropout": 0.0}
 SIDS = torch.tensor([[0, 0], [0, 1], [1, 0], [1, 0], [1, 2]])
 
 

@@ -5,10 +5,10 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -107,7 +107,7 @@ class FitConfig:
     learning_rate: float = 1e-3
     """Of Adam, at its highest."""
     schedule: Literal["constant", "linear"] = "constant"
-    """linear: the rate rises over the first tenth of the updates of all `epochs`, then falls to 0 with the last."""
+    """linear: the rate rises over the first tenth of the updates of all `epochs`, then falls, to 0 after the last."""
     beta2: float = 0.999
     """Of Adam."""
     weight_decay: float = 0.0
@@ -160,13 +160,14 @@ def fit(
     )
     device = next(model.parameters()).device.type
     last = config.epochs * math.ceil(min(len(examples), config.examples or len(examples)) / config.batch_size)
+    of = {"config": asdict(config), "seed": seed, "data": split.data_hash}
     history: list[dict[str, float]] = []
     weights = model.state_dict()
     total, count = 0.0, 0
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         if checkpoint is not None and Path(checkpoint).is_file():
-            history, weights = _resume(Path(checkpoint), model, optimizer)
+            history, weights = _resume(Path(checkpoint), of, model, optimizer)
         updates, earlier = (int(history[-1]["updates"]), history[-1]["seconds"]) if history else (0, 0.0)
         first = int(history[-1]["epoch"]) + 1 if history else 1 - config.keep_start
         epochs = progress_bar(title, range(first, config.epochs + 1), config.epochs, max(first - 1, 0))
@@ -198,7 +199,7 @@ def fit(
             if _best(history) is row:
                 weights = copy.deepcopy(model.state_dict())
             if checkpoint is not None:
-                _save(Path(checkpoint), history, weights, model, optimizer)
+                _save(Path(checkpoint), of, history, weights, model, optimizer)
     model.load_state_dict(weights)
     return history
 
@@ -216,12 +217,14 @@ def _best(history: list[dict[str, float]]) -> dict[str, float]:
 
 def _save(
     path: Path,
+    of: dict[str, Any],
     history: list[dict[str, float]],
     best: dict[str, Tensor],
     model: Recommender,
     optimizer: torch.optim.Adam,
 ) -> None:
     state = {
+        "of": of,
         "history": history,
         "best": best,
         "model": model.state_dict(),
@@ -234,19 +237,21 @@ def _save(
 
 
 def _resume(
-    path: Path, model: Recommender, optimizer: torch.optim.Adam
+    path: Path, of: dict[str, Any], model: Recommender, optimizer: torch.optim.Adam
 ) -> tuple[list[dict[str, float]], dict[str, Tensor]]:
     """History and best weights so far; the rest is put where it belongs."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(state, dict) or state["of"] != of:
+            raise ValueError(f"it is not of {of}")
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["random"])
         if torch.cuda.is_available():
             torch.cuda.set_rng_state_all(state["random_cuda"])
-    except (RuntimeError, EOFError, KeyError, ValueError, UnpicklingError) as error:
+        return state["history"], state["best"]
+    except (RuntimeError, EOFError, LookupError, TypeError, ValueError, UnpicklingError) as error:
         raise InputError(f"{path} is no checkpoint of this fit; remove it, and the fit starts over.") from error
-    return state["history"], state["best"]
 
 
 def _batches(lengths: list[int], batch_size: int, most: int | None = None) -> Iterator[list[int]]:

@@ -20,6 +20,7 @@ from sapo.errors import InputError
 OFFSETS = (1, 5, 20)
 WEIGHTS = (0.0, 0.5, 1.0, 2.0, 4.0)
 ROUNDS = 2  # of choosing each weight in turn
+TOGETHER = 4096  # rows that are ranked at a time: each holds a number for every item
 
 
 @dataclass
@@ -72,8 +73,12 @@ class Fusion:
 
     def rank(self, lists: Mapping[str, Int[Tensor, "U R"]], k: int) -> Int[Tensor, "U k"]:
         """The k best items for every row; -1 where no recommender with a weight names so many."""
-        best = self._sum(lists, self.weights, self.offset).topk(k)
-        return best.indices.masked_fill(best.values <= 0, -1)
+        ranked = []
+        for start in range(0, len(next(iter(lists.values()))), TOGETHER):
+            part = {name: of_name[start : start + TOGETHER] for name, of_name in lists.items()}
+            best = self._sum(part, self.weights, self.offset).topk(k)
+            ranked.append(best.indices.masked_fill(best.values <= 0, -1))
+        return torch.cat(ranked)
 
     def _sum(
         self, lists: Mapping[str, Int[Tensor, "U R"]], weights: Mapping[str, float], offset: int

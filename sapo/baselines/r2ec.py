@@ -46,15 +46,18 @@ class R2ec(ThinkingRecommender):
         super().__init__(policy, group_size)
         if refresh < 1:
             raise InputError(f"refresh is {refresh}; at least 1 fits.")
-        self.temperature, self.refresh, self._losses = temperature, refresh, 0
+        self.temperature, self.refresh = temperature, refresh
         vocabulary, catalog = policy.tokenizer.get_vocab(), policy.catalog
         self.mark = vocabulary[ITEM_OF]
         self.texts = [
             " ".join([BOS, sid_text(catalog, item), TITLE_OF, *title_words(title, vocabulary), ITEM_OF])
             for item, title in enumerate(catalog.titles)
         ]
-        self.register_buffer("table", torch.zeros(self.num_items, self.model.config.hidden_size), persistent=False)
+        # both are saved: a fit that goes on after a stop refreshes when it would have
+        self.register_buffer("table", torch.zeros(self.num_items, self.model.config.hidden_size))
+        self.register_buffer("count", torch.zeros((), dtype=torch.long))
         self.table: Float[Tensor, "N D"]
+        self.count: Int[Tensor, ""]  # losses by rewards so far
 
     def items(self, which: Sequence[int]) -> Float[Tensor, "M D"]:
         """Vectors of items, of length 1."""
@@ -87,9 +90,9 @@ class R2ec(ThinkingRecommender):
         vectors = self.items(different.tolist())
         if config.loss == "softmax":
             return cross_entropy(users @ vectors.T / self.temperature, place)
-        if self._losses % self.refresh == 0:
+        if self.count % self.refresh == 0:
             self.read_all_items()
-        self._losses += 1
+        self.count += 1
         with torch.no_grad():
             rewards = self.rewards(users, targets.repeat_interleave(group))
         advantages = trajectory_advantages(rewards, group)
