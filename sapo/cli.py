@@ -131,7 +131,7 @@ class Run:
 class Baselines:
     """Fit other recommenders, each with the setting that validation chooses, and test them: SASRec, "SASRec softmax",
     GRU4Rec, Caser, HSTU, "ReaRec ERL", "ReaRec PRL", "Fusion" (of most of these, and of counting; also "... of
-    counting", "... of fitted", "... with TIGER"), and, by far the longest, TIGER and LETTER-TIGER.
+    counting", "... of fitted", "... with TIGER"), TIGER and LETTER-TIGER.
 
     Their rows, and those of popularity, co-occurrence and item kNN, are added to OUT/results.csv. Finished runs are
     skipped.

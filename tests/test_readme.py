@@ -320,7 +320,7 @@ SYSTEM_ROWS = {
     "ReaRec, ERL": "ReaRec ERL",
     "ReaRec, PRL": "ReaRec PRL",
     "SASRec, softmax over all items": "SASRec softmax",
-    "SASRec, one negative as published": "SASRec",
+    "SASRec, one negative": "SASRec",
     "HSTU": "HSTU",
     "Caser": "Caser",
     "GRU4Rec": "GRU4Rec",
