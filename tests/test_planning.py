@@ -164,7 +164,7 @@ def test_the_command_prints_a_plan(folders, capsys):
     model, tokenizer = load_pretrained(Pretrained(folders["qwen"]))
     world = Job(recipes.QUICK, "").world
     add_item_tokens(model, tokenizer, world.catalog)
-    assert f"{len(tokenizer):,} tokens" in text  # and no row that is no token's
+    assert f"{model.num_parameters():,} parameters, {len(tokenizer):,} tokens" in text  # and no row that is no token's
     assert "accelerate launch --multi_gpu --num_processes 4 -m sapo.cli run --preset paper" in text
     assert "or in parts: accelerate launch --use_fsdp --fsdp_version 2" in text
     assert text.count("GiB a GPU") == 6
@@ -172,7 +172,7 @@ def test_the_command_prints_a_plan(folders, capsys):
     assert text.count(" h\n") == 6
     cli.Plan(gpus=(8,), lora=16)()
     text = capsys.readouterr().out
-    assert "Qwen/Qwen3-1.7B: 1.7" in text
+    assert "Qwen/Qwen3-1.7B: 1,7" in text
     assert "by a tokenizer learnt from the titles" in text
     assert "--lora 16" in text
     assert "stage 1 3 times, stage 2 6 (with thinking and without) and stage 3 6 (sapo, grpo)" in text
