@@ -280,6 +280,22 @@ def test_a_later_seed_that_diverges_is_left_out(when, finished, tmp_path, monkey
         assert set(results.loc[results["method"] == "grpo", "seed"]) == {0, 1}
 
 
+def test_a_system_whose_fit_diverges_is_left_out(finished, tmp_path, monkeypatch):
+    job, out, _ = finished
+    shutil.copytree(out / "runs", tmp_path / "runs")
+    again = replace(job, recipe=replace(job.recipe, systems=("Rec-R1", "LICD")), out=str(tmp_path))
+
+    def diverges(*given):
+        raise FloatingPointError("the loss is nan")
+
+    monkeypatch.setattr(stages, "fit", diverges)
+    results = run(again, workers=1)
+    assert all(stages.system_folder(again, seed, "Rec-R1").diverged for seed in (0, 1))
+    assert "Rec-R1" not in set(results["method"])
+    assert set(results.loc[results["method"] == "LICD", "seed"]) == {0, 1}
+    assert {"sapo", "grpo"} <= set(results["method"])
+
+
 def test_a_checkpoint_that_was_cut_short_is_not_resumed(finished, tmp_path):
     job, _, _ = finished
     folder = stages.supervised_folder(replace(job, out=str(tmp_path)), 0, "stage1")
