@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from sapo.analysis.evaluation import ranking_metrics
+from sapo.baselines import fusion
 from sapo.baselines.fusion import Fusion
 from sapo.errors import InputError
 
@@ -14,6 +15,15 @@ def test_fused_ranks_by_hand():
     fusion = Fusion(5, offset=1, weights={"a": 2.0, "b": 1.0})
     assert fusion.rank(lists, 4).tolist() == [[1, 0, 2, 3]]  # 1.167, 1, 0.833, 0.25
     assert Fusion(5, 1, {"a": 1.0, "b": 0.0}).rank(lists, 5).tolist() == [[0, 1, 2, -1, -1]]  # nobody named 3 and 4
+
+
+def test_rows_are_ranked_alike_in_pieces(monkeypatch):
+    target = torch.arange(10)
+    lists = {"good": lists_for(target, 0.5, 1), "other": lists_for(target, 0.3, 2)}
+    made = Fusion(40, 5, {"good": 2.0, "other": 1.0})
+    whole = made.rank(lists, 7)
+    monkeypatch.setattr(fusion, "TOGETHER", 3)
+    assert torch.equal(made.rank(lists, 7), whole)
 
 
 def lists_for(target, skill, seed, items=40, length=20):

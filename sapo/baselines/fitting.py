@@ -159,15 +159,15 @@ def fit(
         model.parameters(), config.learning_rate, betas=(0.9, config.beta2), weight_decay=config.weight_decay
     )
     device = next(model.parameters()).device.type
-    last = config.epochs * math.ceil(min(len(examples), config.examples or len(examples)) / config.batch_size)
-    of = {"config": asdict(config), "seed": seed, "data": split.data_hash}
+    all_updates = config.epochs * math.ceil(min(len(examples), config.examples or len(examples)) / config.batch_size)
+    identity = {"config": asdict(config), "seed": seed, "data": split.data_hash}
     history: list[dict[str, float]] = []
     weights = model.state_dict()
     total, count = 0.0, 0
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         if checkpoint is not None and Path(checkpoint).is_file():
-            history, weights = _resume(Path(checkpoint), of, model, optimizer)
+            history, weights = _resume(Path(checkpoint), identity, model, optimizer)
         updates, earlier = (int(history[-1]["updates"]), history[-1]["seconds"]) if history else (0, 0.0)
         first = int(history[-1]["epoch"]) + 1 if history else 1 - config.keep_start
         epochs = progress_bar(title, range(first, config.epochs + 1), config.epochs, max(first - 1, 0))
@@ -182,7 +182,7 @@ def fit(
                 if not loss.isfinite():
                     raise FloatingPointError(f"{title}: the loss is {loss.item()} in epoch {epoch}; use a lower rate.")
                 if config.schedule == "linear":
-                    optimizer.param_groups[0]["lr"] = config.learning_rate * _share(updates, last)
+                    optimizer.param_groups[0]["lr"] = config.learning_rate * _linear(updates, all_updates)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -199,12 +199,12 @@ def fit(
             if _best(history) is row:
                 weights = copy.deepcopy(model.state_dict())
             if checkpoint is not None:
-                _save(Path(checkpoint), of, history, weights, model, optimizer)
+                _save(Path(checkpoint), identity, history, weights, model, optimizer)
     model.load_state_dict(weights)
     return history
 
 
-def _share(update: int, updates: int) -> float:
+def _linear(update: int, updates: int) -> float:
     """Of the highest learning rate, for an update, counted from 0, of so many: (update + 1) / rise up to the top, then
     down to 1 / (updates - rise + 1) of it."""
     rise = max(updates // 10, 1)
@@ -217,14 +217,14 @@ def _best(history: list[dict[str, float]]) -> dict[str, float]:
 
 def _save(
     path: Path,
-    of: dict[str, Any],
+    identity: dict[str, Any],
     history: list[dict[str, float]],
     best: dict[str, Tensor],
     model: Recommender,
     optimizer: torch.optim.Adam,
 ) -> None:
     state = {
-        "of": of,
+        "identity": identity,
         "history": history,
         "best": best,
         "model": model.state_dict(),
@@ -237,13 +237,13 @@ def _save(
 
 
 def _resume(
-    path: Path, of: dict[str, Any], model: Recommender, optimizer: torch.optim.Adam
+    path: Path, identity: dict[str, Any], model: Recommender, optimizer: torch.optim.Adam
 ) -> tuple[list[dict[str, float]], dict[str, Tensor]]:
     """History and best weights so far; the rest is put where it belongs."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        if not isinstance(state, dict) or state["of"] != of:
-            raise ValueError(f"it is not of {of}")
+        if not isinstance(state, dict) or state["identity"] != identity:
+            raise ValueError(f"it is not of {identity}")
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["random"])
