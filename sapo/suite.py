@@ -177,38 +177,49 @@ def fusion_folder(job: Job, name: str, seed: int, chosen: dict[str, int]) -> Run
 
 
 def fuse(job: Job, names: Sequence[str], seed: int, chosen: dict[str, int]) -> None:
-    """Choose the weights of fusions on validation rows, and rank the test rows."""
-    world, began = job.world, time.monotonic()
+    """Choose the weights of fusions on validation rows, and rank the test rows.
+
+    The seconds of a fusion are those of fitting all of its parts, of having them rank the validation rows, and of
+    choosing; its parameters those of the parts that have a weight.
+    """
+    world = job.world
     valid, test = world.split.valid.sample(VALID), world.split.test
     width = min(FUSED, world.catalog.num_items)
     parts = dict.fromkeys(part for name in names for part in FUSIONS[name])
     lists: dict[str, tuple[Tensor, Tensor]] = {}
-    costs: dict[str, dict[str, float]] = {}
+    fitted: dict[str, dict[str, float]] = {}
+    ranking: dict[str, float] = {}
     for part in parts:
+        began = time.monotonic()
         if part in COUNTING:
             counted = REFERENCES[part].fit(world.split.sequences, world.catalog.num_items)
-            lists[part] = counted.rank(valid.history, width), counted.rank(test.history, width)
+            on_valid = counted.rank(valid.history, width)
+            ranking[part] = time.monotonic() - began
+            lists[part] = on_valid, counted.rank(test.history, width)
             continue
         model = _fitted(job, part, chosen[part], seed)
         reach = min(width, model.reach)
-        lists[part] = model.rank(valid.history, reach, valid.user), model.rank(test.history, reach, test.user)
+        on_valid = model.rank(valid.history, reach, valid.user)
+        ranking[part] = time.monotonic() - began
+        lists[part] = on_valid, model.rank(test.history, reach, test.user)
         table = baseline_folder(job, part, chosen[part], seed).table("metrics.csv")
-        costs[part] = table.set_index("metric")["value"].to_dict()
+        fitted[part] = table.set_index("metric")["value"].to_dict()
     for name in names:
         folder = fusion_folder(job, name, seed, chosen)
         folder.start()
+        began = time.monotonic()
         target = torch.tensor(valid.target)
-        on_valid = {part: lists[part][0] for part in FUSIONS[name]}
-        fusion = Fusion(world.catalog.num_items).fit(on_valid, target)
+        own = {part: lists[part][0] for part in FUSIONS[name]}
+        fusion = Fusion(world.catalog.num_items).fit(own, target)
+        seconds = time.monotonic() - began + sum(ranking[part] for part in own)
         ks = (min(10, width),)
-        metrics = {"valid/ndcg@10": ranking_metrics(fusion.rank(on_valid, ks[0]), target, ks)[f"ndcg@{ks[0]}"]}
+        metrics = {"valid/ndcg@10": ranking_metrics(fusion.rank(own, ks[0]), target, ks)[f"ndcg@{ks[0]}"]}
         metrics |= {f"weight/{part}": weight for part, weight in fusion.weights.items()} | {"offset": fusion.offset}
-        used = [costs[part] for part, weight in fusion.weights.items() if weight and part in costs]
-        for cost in ("parameters", "seconds"):
-            metrics[cost] = sum(of_part[cost] for of_part in used)
+        metrics["parameters"] = sum(fitted[part]["parameters"] for part in fitted if fusion.weights.get(part))
+        metrics["seconds"] = seconds + sum(fitted[part]["seconds"] for part in own if part in fitted)
         on_test = {part: lists[part][1] for part in FUSIONS[name]}
         _write_test(folder, fusion.rank(on_test, min(places(test, KS), width)), test)
-        folder.finish(time.monotonic() - began, 0, metrics, {"valid/ndcg@10": len(valid)})
+        folder.finish(seconds, 0, metrics, {"valid/ndcg@10": len(valid)})
 
 
 def build(job: Job, name: str, number: int, seed: int) -> Recommender:

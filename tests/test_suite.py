@@ -1,5 +1,6 @@
 """Other recommenders on a data set: chosen on validation, tested once, in the table with everything else."""
 
+import json
 import shutil
 from dataclasses import replace
 
@@ -138,11 +139,15 @@ def test_a_fusion_is_made_of_what_was_fitted_and_counted(finished, monkeypatch, 
         results = suite.run_baselines(str(tmp_path), str(folder), ["Fusion", "Fusion of fitted"], seeds=2, workers=1)
     rows = results[results["method"] == "Fusion"].pivot(index="metric", columns="seed", values="value")
     assert rows.columns.tolist() == [0, 1]
-    parts = results[results["method"].isin(FEW) & (results["metric"] == "parameters")]
-    sizes = parts.set_index(["method", "seed"])["value"]
+    costs = results[results["method"].isin(FEW)].set_index(["metric", "method", "seed"])["value"]
     for seed in (0, 1):
         used = [name for name in FEW if rows.loc[f"weight/{name}", seed]]
-        assert rows.loc["parameters", seed] == sum(sizes[name, seed] for name in used)
+        assert rows.loc["parameters", seed] == sum(costs["parameters", name, seed] for name in used)
+        # all of its parts had to be fitted, also those that it gave no weight
+        (run,) = tmp_path.glob(f"runs/*/seed{seed}/Fusion-*/run.json")
+        own = rows.loc["seconds", seed] - sum(costs["seconds", name, seed] for name in FEW)
+        assert own > 0
+        assert own == pytest.approx(json.loads(run.read_text())["seconds"], abs=0.051)  # written to a tenth
         assert rows.loc["offset", seed] in (1, 5, 20)
     # the weights are those that validation rows choose, and nothing was asked of the test rows
     job = suite.Job(suite.replace(suite.QUICK, preset="baseline"), str(tmp_path), str(folder))
