@@ -138,6 +138,16 @@ def read_worlds(
         yield suffix, f"{dataset}, {split.replace('_', ' ')}, preset {preset}", rows
 
 
+def doubtful(results: pd.DataFrame) -> list[str]:
+    """Published methods whose numbers contradict each other."""
+    rows = results[results["run"].str.contains("cannot both be right")]
+    notes = (
+        f"As published, recall and NDCG of {', '.join(sorted(methods.unique()))} on {dataset} cannot both be right."
+        for dataset, methods in rows.groupby("dataset")["method"]
+    )
+    return list(notes)
+
+
 def save_figure(figure: Figure, out: Path, name: str) -> tuple[Path, ...]:
     """Write OUT/figures/name.pdf and .png, without dates, and close the figure. Call it inside `figure_style()`."""
     paths = (out / "figures" / f"{name}.pdf", out / "figures" / f"{name}.png")

@@ -16,10 +16,11 @@ HERE = Path(__file__).resolve().parent
 STYLE = """
 body { font-family: system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
 section { border-top: 1px solid #ddd; margin-top: 2rem } img { max-width: 100%; height: auto }
-.scroll { overflow-x: auto } table { border-collapse: collapse; font-size: 0.8rem }
+.scroll { overflow: auto; max-height: 85vh } table { border-collapse: collapse; font-size: 0.8rem }
 th, td { padding: 0.2rem 0.6rem; border-bottom: 1px solid #eee; text-align: right; white-space: nowrap }
 #table_claims td { white-space: normal; text-align: left; min-width: 5rem }
-th { border-bottom: 1px solid #222 } code { background: #f4f4f4; padding: 0.1rem 0.3rem }
+thead th { position: sticky; top: 0; background: white; box-shadow: inset 0 -1px #222 }
+code { background: #f4f4f4; padding: 0.1rem 0.3rem }
 .source { font-size: 0.8rem; color: #555 }
 """
 
@@ -75,17 +76,17 @@ def index_page(out: Path, made: list[tuple[str, Artefact]]) -> str:
 def _section(out: Path, script: str, artefact: Artefact) -> list[str]:
     links = {path.suffix[1:]: path.relative_to(out).as_posix() for path in artefact.files}
     if artefact.table is not None:
-        shown = f'<div class="scroll">{show_table(artefact.table).to_html()}</div>'
+        shown = [f'<div class="scroll">{show_table(artefact.table).to_html()}</div>']
     else:
-        shown = f'<img src="{escape(links["png"])}" alt="{escape(artefact.title)}">'
+        shown = [f'<img src="{escape(links["png"])}" alt="{escape(artefact.title)}">']
+    caption = [f"<p>{escape(artefact.caption)}</p>"]  # above a table, which may be long, below a figure
     origin = f"numbers: {escape(artefact.source)}" if artefact.source else "no numbers"
     if artefact.read is not None:
         origin += f", from <code>{escape(os.path.relpath(artefact.read, out))}</code>"
     files = ", ".join(f'<a href="{escape(link)}">{escape(kind)}</a>' for kind, link in links.items())
     return [
         f'<section id="{escape(artefact.name)}"><h2>{escape(artefact.title)}</h2>',
-        shown,
-        f"<p>{escape(artefact.caption)}</p>",
+        *(caption + shown if artefact.table is not None else shown + caption),
         f'<p class="source">{origin}; files: {files}; '
         f"made by <code>python paper_figures/{escape(script)} --out {escape(_from_checkout(out))}</code></p></section>",
     ]

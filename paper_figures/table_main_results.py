@@ -11,6 +11,7 @@ from artefacts import (
     PUBLISHED,
     Artefact,
     command_line,
+    doubtful,
     find_input,
     save_table,
 )
@@ -56,16 +57,6 @@ def paired_notes(results: pd.DataFrame) -> list[str]:
             name = f"{dataset} ({split.replace('_', ' ')}, {preset})"
             notes.append(f"SAPO − GRPO, NDCG@10, {name}, {seeds}: {'; '.join(gains)}.")
     return notes
-
-
-def doubtful(results: pd.DataFrame) -> list[str]:
-    """Published methods whose numbers contradict each other."""
-    rows = results[results["run"].str.contains("cannot both be right")]
-    notes = (
-        f"As published, recall and NDCG of {', '.join(sorted(methods.unique()))} on {dataset} cannot both be right."
-        for dataset, methods in rows.groupby("dataset")["method"]
-    )
-    return list(notes)
 
 
 def coinciding(results: pd.DataFrame) -> list[str]:

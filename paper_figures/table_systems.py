@@ -1,24 +1,29 @@
 """All systems on every data set that other recommenders were fitted to: quality, size, time, and what each gains."""
 
 import itertools
+import shlex
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from artefacts import PUBLISHED, Artefact, command_line, find_input, save_table
+from artefacts import PUBLISHED, Artefact, command_line, doubtful, find_input, save_table
 
-from sapo.analysis.plots import method_label, metric_label
+from sapo.analysis.plots import WITHOUT_SEEDS, method_label, metric_label
 from sapo.analysis.ranks import RANKS, Ranks
 from sapo.analysis.results import merge_results, read_results
 from sapo.analysis.tables import NOTES, results_table
+from sapo.credit.objectives import OBJECTIVES
 from sapo.errors import InputError
 from sapo.runs import read_recorded_runs, read_runs
+from sapo.systems import SYSTEMS
 
 NAME = "table_systems"
 METRICS = ["recall@5", "ndcg@5", "recall@10", "ndcg@10"]
 NEW = ["new/recall@10", "new/ndcg@10"]  # with the items of a history removed from its ranking
 PRESETS = ("baseline", "quick")  # of a method that was run with both, the first counts
 PLACE = ["dataset", "split"]
+COUNTED = "cooccurrence"  # what every gain is also measured against
+OF_EVERY_RUN = ("stage2", "stage2_no_thinking")
 
 
 def systems(results: pd.DataFrame) -> pd.DataFrame:
@@ -44,97 +49,141 @@ def on_gpu(rows: pd.DataFrame, folder: Path) -> set[tuple[str, str, str]]:
     fusions = set(zip(*(parts[name] for name in (*PLACE, "method")), strict=True))
     own = timed[timed["run"].isin(gpu)][[*PLACE, "method"]].itertuples(index=False, name=None)
     marked = {key for key in own if key not in fusions}
-    used = parts[parts["value"] > 0]
     inherited = {
         (dataset, split, method)
-        for dataset, split, method, metric in used[[*PLACE, "method", "metric"]].itertuples(index=False, name=None)
+        for dataset, split, method, metric in parts[[*PLACE, "method", "metric"]].itertuples(index=False, name=None)
         if (dataset, split, metric.removeprefix("weight/")) in marked
     }
     return marked | inherited
 
 
+def command(method: str, preset: str) -> str:
+    """What makes a measured row again, up to the folder of the data and the one of results."""
+    if method in WITHOUT_SEEDS:
+        return "any of these"
+    if preset == "baseline":
+        return f"sapo baselines {shlex.quote(method)}"
+    if method in OBJECTIVES:
+        return f"sapo run --objectives {method}"
+    if method in OF_EVERY_RUN:
+        return "sapo run"
+    system = next(name for name, system in SYSTEMS.items() if method in (name, system.start))
+    return f"sapo run --systems {shlex.quote(system)}"
+
+
 def with_costs(table: pd.DataFrame, rows: pd.DataFrame, gpu: set[tuple[str, str, str]]) -> pd.DataFrame:
-    """Millions of parameters and minutes of one fit, means over seeds, beside what a table of results has; the best
-    NDCG@10 first, measured rows before published ones."""
+    """Millions of parameters, minutes of one fit, means over seeds, and the command, beside what a table of results
+    has; the best NDCG@10 first, measured rows before published ones."""
     costs = rows[rows["metric"].isin(["parameters", "seconds"])]
-    mean = costs.assign(method=costs["method"].map(method_label)).pivot_table(
-        "value", [*PLACE, "method"], "metric", aggfunc="mean"
-    )
+    mean = costs.assign(method=costs["method"].map(method_label)).pivot_table("value", "method", "metric")
     mean = mean.reindex(columns=["parameters", "seconds"])
-    labelled = {(dataset, split, method_label(method)) for dataset, split, method in gpu}
-    joined = table.join(mean, on=[*PLACE, "method"])
-    joined.loc[joined["source"] != "measured", ["parameters", "seconds"]] = np.nan
+    made = rows.drop_duplicates("method")
+    commands = {method_label(name): command(name, preset) for name, preset in made[["method", "preset"]].to_numpy()}
+    labelled = {method_label(method) for _, _, method in gpu}
+    joined = table.join(mean, on="method").assign(command=table["method"].map(commands))
+    joined.loc[joined["source"] != "measured", ["parameters", "seconds", "command"]] = np.nan
     shown = lambda values, digits: values.map(lambda value: "" if np.isnan(value) else f"{value:.{digits}f}")  # noqa: E731
     best_first = joined["source"].map({"measured": 0, "exact": 1, "published": 2})
-    joined = joined.assign(last=best_first, score=-joined["ndcg@10"]).sort_values([*PLACE, "last", "score"])
+    joined = joined.assign(last=best_first, score=-joined["ndcg@10"]).sort_values(["last", "score"])
     joined = joined.drop(columns=["last", "score"]).reset_index(drop=True)
     joined["million parameters"] = shown(joined.pop("parameters") / 1e6, 2)
     joined["minutes"] = shown(joined.pop("seconds") / 60, 1)
-    keys = joined[[*PLACE, "method"]].itertuples(index=False, name=None)
-    marked = [key in labelled and minutes != "" for key, minutes in zip(keys, joined["minutes"], strict=True)]
+    marked = joined["method"].isin(labelled) & (joined["minutes"] != "")
     joined.loc[marked, "minutes"] += " (GPU)"
-    return joined.drop(columns=["preset", "updates", "learning_rate"])
+    joined["command"] = joined.pop("command")  # last
+    return joined.drop(columns=[*PLACE, "preset", "updates", "learning_rate"])
 
 
 def gains(rows: pd.DataFrame, ranks: Ranks) -> pd.DataFrame:
-    """Every method against the next best of its data set, metric by metric, on the same test rows."""
-    lines = []
-    for (dataset, split), of in rows[rows["metric"].isin(METRICS)].groupby(PLACE):
-        preset = of.drop_duplicates("method").set_index("method")["preset"]
-        for metric in METRICS:
-            mean = of[of["metric"] == metric].groupby("method")["value"].mean().sort_values(ascending=False)
-            known = [name for name in mean.index if (dataset, split, preset[name], name) in ranks]
-            for one, other in itertools.pairwise(known):
-                pair = [(dataset, split, preset[name], name) for name in (one, other)]
-                gain = ranks.gain(pair[0], pair[1], metric)
-                lines.append(
-                    {
-                        "dataset": dataset,
-                        "split": split,
-                        "metric": metric_label(metric),
-                        "method": method_label(one),
-                        "next best": method_label(other),
-                        "gain": f"{gain.value:+.4f}",
-                        "95 % interval": f"[{gain.low:+.4f}, {gain.high:+.4f}]",
-                    }
-                )
-    return pd.DataFrame(lines)
+    """Every method of one data set against the next best and against counting, metric by metric."""
+    preset = rows.drop_duplicates("method").set_index("method")["preset"]
+    keys = {name: (*rows[PLACE].iloc[0], preset[name], name) for name in preset.index}
+    lines, asked = [], []
+    for metric in METRICS:
+        mean = rows[rows["metric"] == metric].groupby("method")["value"].mean().sort_values(ascending=False)
+        known = [name for name in mean.index if keys[name] in ranks]
+        for one, other in itertools.pairwise(known):
+            lines.append(
+                {"metric": metric_label(metric), "method": method_label(one), "next best": method_label(other)}
+            )
+            counted = COUNTED if COUNTED in known else other
+            asked += [(keys[one], keys[other], metric), (keys[one], keys[counted], metric)]
+    if not lines:
+        return pd.DataFrame()
+    shown = [
+        "" if one == other else f"{gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]"
+        for (one, other, _), gain in zip(asked, ranks.gains(asked), strict=True)
+    ]
+    table = pd.DataFrame(lines).assign(gain=shown[::2])
+    if keys.get(COUNTED) in ranks:
+        table[f"over {method_label(COUNTED)}"] = shown[1::2]
+    return table
+
+
+def overview(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """A row a measured method, a column a data set and metric; first who comes nearest to the best NDCG@10 of each."""
+    columns, shares = [], []
+    for name, table in tables.items():
+        measured = table[table["source"] == "measured"].set_index("method")
+        shown = [f"{metric}{half}" for metric in METRICS[2:] for half in ("", "_half")]
+        columns.append(measured[shown].rename(columns=lambda column, of=name: f"{of} {column}"))
+        shares.append(measured["ndcg@10"] / measured["ndcg@10"].max())
+    order = pd.concat(shares, axis=1).mean(axis=1).sort_values(ascending=False).index
+    return pd.concat(columns, axis=1).loc[order].rename_axis("method").reset_index()
 
 
 def main(out: Path, results: Path | None = None) -> list[Artefact]:
-    """Two tables, of results.csv, the ranks beside it and published numbers; none where no baseline was fitted."""
+    """Tables of every data set and one of all, of results.csv, the ranks beside it and published numbers; none where no
+    baseline was fitted."""
     path = find_input(out, results, "results.csv")
     rows = systems(read_results(path))
     if rows.empty:
         return []
-    places = rows[PLACE].drop_duplicates()
-    published = read_results(PUBLISHED).merge(places, on=PLACE)
-    alike = rows.assign(preset="")  # methods of one data set compete, whatever preset they come from
-    table = with_costs(
-        results_table(merge_results(published, alike), [*METRICS, *NEW]), rows, on_gpu(rows, path.parent)
-    )
-    counts = rows[rows["metric"] == "ndcg@10"].groupby(PLACE)["n"].max()
-    tested = "; ".join(f"{d} ({s.replace('_', ' ')}): n = {n:,}" for (d, s), n in counts.items())
-    caption = (
-        f"Whole catalogue ranked, one target a row; test rows: {tested}. Nothing of the history is removed, but for "
-        "the columns of new items, which policies have not and TIGER has of 20 beams. A hit is the item itself, or, "
-        "of policies that generate SIDs, its SID, which a few items share. Settings were chosen on validation rows "
-        "of the first seed. Minutes are those of one fit by one core or, where it says so, by a GPU, while other "
-        "jobs ran beside it, with all stages before it and the parts of a fusion. A row is made again by `sapo "
-        "baselines NAME --data FOLDER`, or `sapo run --systems NAME --data FOLDER`. Published models of office and "
-        f"industrial were trained on other rows than ours. {NOTES}"
-    )
-    files = save_table(table, out, NAME, caption)
-    made = [Artefact(NAME, "All systems", caption, "measured, published", files, path, table)]
-    compared = gains(rows, Ranks(path.parent))
-    if compared.empty:
-        raise InputError(f"{path.parent / RANKS} holds no two of the methods of {path}.")
-    caption = (
-        "Each system against the next best in every column: the difference of means over seeds on the same test rows, "
-        f"with the 95 % interval of a paired bootstrap that draws users with all their rows. Test rows: {tested}."
-    )
-    files = save_table(compared, out, f"{NAME}-gains", caption)
-    return [*made, Artefact(f"{NAME}-gains", "Gains over the next best", caption, "measured", files, path, compared)]
+    published, gpu, ranks = read_results(PUBLISHED), on_gpu(rows, path.parent), Ranks(path.parent)
+    worlds = list(rows.groupby(PLACE))
+    datasets = [dataset for (dataset, _), _ in worlds]
+    made, tables = [], {}
+    for (dataset, split), of_world in worlds:
+        name = f"{dataset}, {split.replace('_', ' ')}"
+        suffix = f"-{dataset}-{split}" if len(worlds) > 1 else ""
+        theirs = published[(published["dataset"] == dataset) & (published["split"] == split)]
+        # methods of one data set compete, whatever preset they come from
+        plain = results_table(merge_results(theirs, of_world.assign(preset="")), [*METRICS, *NEW])
+        table = with_costs(plain, of_world, {key for key in gpu if key[:2] == (dataset, split)})
+        tables[dataset if datasets.count(dataset) == 1 else name] = table
+        tested = f"n = {of_world.loc[of_world['metric'] == 'ndcg@10', 'n'].max():,} test rows"
+        caption = (
+            f"{name}, {tested}; the whole catalogue is ranked, one target a row; the best NDCG@10 first. Nothing of "
+            "the history is removed, but in the columns of new items the items of the history are (TIGER's are of 20 "
+            "beams; –: not measured). A hit is the item itself, or, of policies that generate SIDs, its SID, which a "
+            "few items share. Settings were chosen on validation rows of the first seed. Minutes are those of one fit "
+            "by one core or, where it says so, by a GPU, while other jobs ran beside it, with all stages before it; of "
+            "a fusion those of its parts; without the search for settings. A command goes on with --data FOLDER --out "
+            f"OUT. Published models of office and industrial were trained on other rows than ours. {NOTES}"
+        )
+        caption = " ".join([caption, *doubtful(theirs)])
+        files = save_table(table, out, f"{NAME}{suffix}", caption)
+        kinds = "measured, published" if len(theirs) else "measured"
+        made.append(Artefact(f"{NAME}{suffix}", f"Systems: {name}", caption, kinds, files, path, table))
+        compared = gains(of_world[of_world["metric"].isin(METRICS)], ranks)
+        if compared.empty:
+            raise InputError(f"{path.parent / RANKS} holds no two of the methods of {path}.")
+        caption = (
+            f"{name}: each system against the next best in every column, and against co-occurrence: the difference of "
+            f"means over seeds on the same {tested}, with the 95 % interval of a paired bootstrap that draws users "
+            "with all their rows. It does not cover what another training run would change."
+        )
+        files = save_table(compared, out, f"{NAME}-gains{suffix}", caption)
+        made.append(Artefact(f"{NAME}-gains{suffix}", f"Gains: {name}", caption, "measured", files, path, compared))
+    if len(worlds) > 1:
+        table = overview(tables)
+        caption = (
+            "All measured systems; –: not measured there. First are those that come nearest to the best NDCG@10, on "
+            f"average over the data sets that they were measured on. The tables below say more. {NOTES}"
+        )
+        files = save_table(table, out, NAME, caption)
+        made.insert(0, Artefact(NAME, "All systems", caption, "measured", files, path, table))
+    return made
 
 
 if __name__ == "__main__":

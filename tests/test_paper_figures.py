@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import shlex
 import subprocess
 import sys
 from importlib import import_module
@@ -17,7 +18,11 @@ from matplotlib import pyplot as plt
 from sapo.analysis.plots import METHOD_COLORS, figure_style, plot_against_sparsity, plot_growth, plot_winners
 from sapo.analysis.ranks import add_ranks
 from sapo.analysis.results import add_results, read_results, write_results
+from sapo.credit.objectives import OBJECTIVES
 from sapo.errors import InputError
+from sapo.stages import REFERENCES
+from sapo.suite import BASELINES, FUSIONS
+from sapo.systems import SYSTEMS
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "paper_figures"
 WORLD = {"dataset": "office", "split": "published_test", "preset": "quick"}
@@ -529,9 +534,9 @@ def test_systems_compete_on_the_same_rows(out):
     measured = table.table[table.table["source"] == "measured"].set_index("method")
     assert list(measured.index) == ["SASRec", "Item kNN", "Popularity"]
     assert measured.loc["SASRec", ["million parameters", "minutes"]].tolist() == ["2.00", "1.5"]
-    # a record says where runs were made; a fusion's minutes are those of its parts, of the ones that it listens to
-    for method, weights in {"Fusion": (1, 0), "Fusion of fitted": (0, 1)}.items():
-        values = {"ndcg@10": 0, "seconds": 60} | dict(zip(("weight/SASRec", "weight/HSTU"), weights, strict=True))
+    # a record says where runs were made; a fusion's minutes are those of all its parts
+    for method, part in {"Fusion": "SASRec", "Fusion of fitted": "HSTU"}.items():
+        values = {"ndcg@10": 0, "seconds": 60, f"weight/{part}": 0}
         own = pd.DataFrame(
             [{**world, "method": method, "seed": 0, "metric": m, "value": v, "n": 4} for m, v in values.items()]
         )
@@ -540,16 +545,52 @@ def test_systems_compete_on_the_same_rows(out):
     recorded = [world | {"run": f"runs/seed0/{run}", "hardware": machine} for run, machine in machines.items()]
     pd.DataFrame(recorded).to_csv(out / "runs.csv")
     again = script.main(out)[0].table.set_index("method")["minutes"]
-    labels = ["SASRec", "Item kNN", "Fusion", "Fusion without counting"]
+    labels = ["SASRec", "Item kNN", "Fusion", "Fusion of fitted"]
     assert again[labels].tolist() == ["1.5 (GPU)", "", "1.0 (GPU)", "1.0"]
     assert (table.table["source"] == "published").any()
-    assert "office (published test): n = 4" in table.caption
+    assert "office, published test, n = 4 test rows" in table.caption
+    assert "As published, recall and NDCG of S-DPO (MiniOneRec), TIGER" in table.caption
     recall = gains.table[gains.table["metric"] == "Recall@10"]
     assert recall[["method", "next best", "gain"]].to_numpy().tolist() == [
-        ["SASRec", "Item kNN", "+0.2500"],
-        ["Item kNN", "Popularity", "+0.2500"],
+        ["SASRec", "Item kNN", "+0.2500 [+0.0000, +0.7500]"],  # of 4 draws at 1 in 4, P(3) = .051
+        ["Item kNN", "Popularity", "+0.2500 [+0.0000, +0.7500]"],
     ]
     assert (out / "tables" / "table_systems-gains.tex").is_file()
+    # a second data set has tables of its own, and all systems stand in one
+    shop = world | {"dataset": "shop", "seed": 0}
+    for method, ranks in {"SASRec": [1, 0], "cooccurrence": [1, 1]}.items():
+        run, hit = shop | {"method": method}, sum(ranks) / 2
+        own = pd.DataFrame([{**run, "metric": name, "value": hit, "n": 2} for name in script.METRICS])
+        add_results(own.assign(source="measured", run="s"), out / "results.csv")
+        add_ranks([(pd.DataFrame({"user": list("ab"), "rank": ranks}), run)], out)
+    made = {artefact.name.removeprefix("table_systems"): artefact.table for artefact in script.main(out)}
+    places = ["office-published_test", "shop-published_test"]
+    assert list(made) == ["", *(f"{kind}-{place}" for place in places for kind in ("", "-gains"))]
+    gained = made["-gains-shop-published_test"].set_index(["metric", "method"]).loc[("Recall@10", "Co-occurrence")]
+    assert gained["gain"].startswith("+0.5000")
+    assert gained["over Co-occurrence"] == ""
+    both = made[""].set_index("method")
+    # SASRec is the best of the one, and has half of the best of the other; co-occurrence is the best where it was
+    assert both.index[:2].tolist() == ["Co-occurrence", "SASRec"]
+    assert both.loc["SASRec", ["office ndcg@10", "shop ndcg@10"]].tolist() == [0.5, 0.5]
+    assert np.isnan(both.loc["Co-occurrence", "office ndcg@10"])
+
+
+def test_the_command_of_a_row_makes_it():
+    """Of every row in the record: its name, or that of the system that it belongs to, is one that the command knows."""
+    script = import_module("table_systems")
+    rows = script.systems(read_results(SCRIPTS / "data" / "results.csv")).drop_duplicates(["method", "preset"])
+    known = {"baselines": {*BASELINES, *FUSIONS}, "--objectives": {*OBJECTIVES}, "--systems": {*SYSTEMS}}
+    found = set()
+    for method, preset in rows[["method", "preset"]].to_numpy():
+        *_, option, name = shlex.split(script.command(method, preset))
+        found.add(option)
+        if option in known:
+            assert name in known[option]
+            assert name == method or SYSTEMS[name].start == method
+        else:
+            assert method in ({"stage2", "stage2_no_thinking"} if name == "run" else REFERENCES)
+    assert found == {*known, "sapo", "of"}  # "sapo run", and "any of these"
 
 
 def test_tokenizer_table(out):

@@ -74,7 +74,7 @@ def test_every_objective_has_its_own_colour_and_name():
 def test_variants_and_unknown_methods():
     assert method_color("sapo no_kl") == METHOD_COLORS["sapo"]
     assert method_label("sapo no_kl") == "SAPO (step-aligned), no_kl"
-    assert method_label("SASRec softmax") == "SASRec, softmax"
+    assert method_label("SASRec softmax") == "SASRec softmax"  # as commands know it
     assert method_color("SASRec softmax") == METHOD_COLORS["SASRec"]
     assert method_label("SASRec (MiniOneRec)") == "SASRec (MiniOneRec)"  # a row of somebody else's
     assert method_label("BERT4Rec tuned") == "BERT4Rec tuned"

@@ -115,7 +115,7 @@ METHOD_LABELS: dict[str, str] = {
     "RecCoT": "RecCoT",
     "Fusion": "Fusion",
     "Fusion of counting": "Fusion of counting",
-    "Fusion of fitted": "Fusion without counting",
+    "Fusion of fitted": "Fusion of fitted",
     "ReaRec": "ReaRec",
     "LETTER-TIGER": "LETTER-TIGER",
     "TIGER": "TIGER",
@@ -181,10 +181,10 @@ def method_color(method: str) -> str:
 
 
 def method_label(method: str) -> str:
-    """The name a method has in figures and tables; a variant keeps its suffix, an unknown method its own name, and so
-    does one that names who published it."""
+    """The name a method has in figures and tables; a variant keeps its suffix, and a system the name that commands
+    know it by, an unknown method its own, and one that names who published it."""
     base, _, variant = method.partition(" ")
-    if method in METHOD_LABELS or base not in METHOD_LABELS or variant.startswith("("):
+    if method in METHOD_LABELS or METHOD_LABELS.get(base, base) == base or variant.startswith("("):
         return METHOD_LABELS.get(method, method)
     return f"{METHOD_LABELS[base]}, {variant}"
 

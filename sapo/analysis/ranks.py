@@ -4,7 +4,7 @@ ranks.csv.gz       of every run the rows whose target is among the first 10, and
 test_rows.csv.gz   whose rows they are; a data set may have been tested on all of its rows, or on n drawn ones
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +13,14 @@ from jaxtyping import Float64
 from numpy import ndarray
 
 from sapo.analysis.results import WORLD, others
-from sapo.analysis.statistics import Interval, paired_bootstrap
+from sapo.analysis.statistics import Interval, bootstrap_means
 from sapo.errors import InputError
 from sapo.runs import write_table
 
 RANKS, ROWS = "ranks.csv.gz", "test_rows.csv.gz"
 TESTED = ["dataset", "split", "n"]
 RUN = [*WORLD, "method", "seed"]
+Method = tuple[str, str, str, str]  # dataset, split, preset, method
 
 
 def hits(users: pd.DataFrame, run: Mapping[str, object]) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -68,10 +69,10 @@ class Ranks:
         self._ranks = dict(tuple(ranks.groupby([*WORLD, "method"])))
         self._users = {key: of["user"].to_numpy() for key, of in rows.groupby(TESTED)}
 
-    def __contains__(self, method: tuple[str, str, str, str]) -> bool:
+    def __contains__(self, method: Method) -> bool:
         return method in self._ranks
 
-    def values(self, method: tuple[str, str, str, str], metric: str) -> Float64[ndarray, "n"]:
+    def values(self, method: Method, metric: str) -> Float64[ndarray, "n"]:
         """A metric of every test row, averaged over seeds.
 
         Args:
@@ -91,16 +92,30 @@ class Ranks:
         gained = np.ones(len(of_metric)) if name == "recall" else 1 / np.log2(of_metric["rank"] + 1)
         return np.bincount(of_metric["row"], gained, minlength=int(of["n"].iloc[0])) / of["seed"].nunique()
 
-    def gain(self, one: tuple[str, str, str, str], other: tuple[str, str, str, str], metric: str) -> Interval:
+    def gain(self, one: Method, other: Method, metric: str) -> Interval:
         """What one method has over another on the same rows, with a bootstrap over users.
 
         Raises:
             InputError: as `values`; they were not tested on the same rows.
         """
-        a, b = self.values(one, metric), self.values(other, metric)
-        if one[:2] != other[:2] or len(a) != len(b):
-            raise InputError(f"{', '.join(one)} and {', '.join(other)} were not tested on the same rows.")
-        return paired_bootstrap(a, b, self._users[*one[:2], len(a)])
+        return self.gains([(one, other, metric)])[0]
+
+    def gains(self, asked: Sequence[tuple[Method, Method, str]]) -> list[Interval]:
+        """`gain` of many pairs and metrics that share their test rows, all with the same draws of users.
+
+        Raises:
+            InputError: as `gain`; nothing was asked.
+        """
+        differences, tested = [], set()
+        for one, other, metric in asked:
+            a, b = self.values(one, metric), self.values(other, metric)
+            tested |= {(*one[:2], len(a)), (*other[:2], len(b))}
+            if len(tested) > 1:
+                raise InputError(f"{', '.join(one)} and {', '.join(other)} were not tested on the same rows.")
+            differences.append(a - b)
+        if not differences:
+            raise InputError("no pair of methods to compare.")
+        return bootstrap_means(np.column_stack(differences), self._users[tested.pop()])
 
 
 def _add(table: pd.DataFrame, path: Path, key: list[str]) -> None:

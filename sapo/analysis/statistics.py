@@ -48,31 +48,56 @@ def paired_bootstrap(
     Raises:
         InputError: lengths that differ, no rows, a value that is not finite, a level outside (0, 1).
     """
-    difference = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
-    if difference.ndim != 1 or np.shape(a) != np.shape(b) or not len(difference):
+    if np.ndim(a) != 1 or np.shape(a) != np.shape(b) or not np.size(a):
         raise InputError(f"a and b have shapes {np.shape(a)} and {np.shape(b)}: give one value a row for both.")
-    if not np.isfinite(difference).all():
-        raise InputError("a or b holds a value that is not finite.")
+    difference = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
+    return bootstrap_means(difference[:, None], units, seed, num_resamples, level)[0]
+
+
+def bootstrap_means(
+    values: ArrayLike,
+    units: ArrayLike | None = None,
+    seed: int = 0,
+    num_resamples: int = 10_000,
+    level: float = 0.95,
+) -> list[Interval]:
+    """The mean of every column with its percentile bootstrap interval; all columns see the same draws.
+
+    Args:
+        values: (U, C), a row a test row.
+        units, level: as of `paired_bootstrap`.
+
+    Raises:
+        InputError: no rows, a value that is not finite, units of another length, a level outside (0, 1).
+    """
+    table = np.asarray(values, dtype=np.float64)
+    if table.ndim != 2 or not len(table):
+        raise InputError(f"values have shape {table.shape}: give rows of one value a column.")
+    if not np.isfinite(table).all():
+        raise InputError("a value is not finite.")
     _check_level(level)
-    sums, sizes = difference, np.ones(len(difference))
+    unit = np.arange(len(table))
     if units is not None:
         labels = np.asarray(units)
-        if labels.shape != difference.shape:
-            raise InputError(f"units has shape {labels.shape} for {len(difference)} rows: give one label a row.")
+        if labels.shape != (len(table),):
+            raise InputError(f"units has shape {labels.shape} for {len(table)} rows: give one label a row.")
         unit = np.unique(labels, return_inverse=True)[1]
-        sums, sizes = (np.bincount(unit, weights=row).astype(np.float64) for row in (sums, sizes))
-    value = float(difference.mean())
+    means, columns = table.mean(0), np.column_stack([table, np.ones(len(table))])
+    sums = np.column_stack([np.bincount(unit, weights=column) for column in columns.T])  # the last one counts rows
     if len(sums) == 1:
-        return Interval(value, np.nan, np.nan)
+        return [Interval(float(mean), np.nan, np.nan) for mean in means]
 
     rng = np.random.default_rng(seed)
-    means = np.empty(num_resamples)
+    resampled = np.empty((num_resamples, len(means)))
     rows = max(1, CHUNK // len(sums))
     for start in range(0, num_resamples, rows):
         drawn = rng.integers(len(sums), size=(min(rows, num_resamples - start), len(sums)))
-        means[start : start + rows] = sums[drawn].sum(1) / sizes[drawn].sum(1)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(value, float(low), float(high))
+        places = drawn + len(sums) * np.arange(len(drawn))[:, None]
+        times = np.bincount(places.ravel(), minlength=drawn.size).reshape(drawn.shape)  # that each unit was drawn
+        drawn_sums = times.astype(np.float64) @ sums
+        resampled[start : start + rows] = drawn_sums[:, :-1] / drawn_sums[:, -1:]
+    low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return [Interval(*map(float, bounds)) for bounds in zip(means, low, high, strict=True)]
 
 
 def seed_interval(values: Sequence[float] | np.ndarray, level: float = 0.95) -> Interval:
