@@ -245,11 +245,12 @@ def fit_recommender(job: Job, seed: int, system: str) -> None:
         updates += int(best["updates"])
     save_model(model, str(folder.path / "model.safetensors"))
     write_table(pd.DataFrame(log).drop(columns="seconds"), folder.path / "fits.csv")
-    policy = model.policy.model.num_parameters()
+    policy = 0 if model.policy is None else model.policy.model.num_parameters()
     own = sum(p.numel() for name, p in model.named_parameters() if not name.startswith("model."))
     metrics = {"valid/ndcg@10": best["ndcg@10"], "parameters": float(policy + own)}
+    parent = None if model.policy is None else supervised_folder(job, seed, stage_of(system))
     counts = {"valid/ndcg@10": len(job.world.split.valid.sample(config.valid_rows))}
-    _finish(folder, supervised_folder(job, seed, stage_of(system)), began, updates, metrics, counts)
+    _finish(folder, parent, began, updates, metrics, counts)
 
 
 def run_test(job: Job, folder: RunFolder) -> None:

@@ -17,6 +17,33 @@ def test_fused_ranks_by_hand():
     assert Fusion(5, 1, {"a": 1.0, "b": 0.0}).rank(lists, 5).tolist() == [[0, 1, 2, -1, -1]]  # nobody named 3 and 4
 
 
+def test_the_number_of_an_item_breaks_no_tie():
+    """Items in each other's places in two lists have the same score; which comes first is the seed's choice."""
+    items = torch.arange(40)
+    swapped = items.view(-1, 2).flip(1).flatten()  # 1, 0, 3, 2, ...: pairs tie, and the best pair is 0 and 1
+    lists = {"a": items[None], "b": swapped[None]}
+    firsts = [Fusion(40, 5, {"a": 1.0, "b": 1.0}, seed).rank(lists, 2)[0].tolist() for seed in range(20)]
+    assert {tuple(pair) for pair in firsts} == {(0, 1), (1, 0)}
+    assert firsts[0] == Fusion(40, 5, {"a": 1.0, "b": 1.0}).rank(lists, 2)[0].tolist()
+
+
+@pytest.mark.parametrize(("agreed", "offset"), [(True, 5), (False, 1)])
+def test_validation_chooses_the_offset(monkeypatch, agreed, offset):
+    """Whether it is right to listen to one list that has an item first, or to two that have another third.
+
+    One is at places 0 and 9: 1/2 + 1/11 = .59 with an offset of 1, 1/6 + 1/15 = .23 with 5. The other is at 2 and 2:
+    1/4 + 1/4 = .5 and 1/8 + 1/8 = .25. What stands around them is in one list only, so at most 1/2 and 1/6.
+    """
+    monkeypatch.setattr(fusion, "WEIGHTS", (1.0,))
+    first, third = (1, 0) if agreed else (0, 1)  # 0 is right
+    one = [first, 2, third, *range(3, 12)]
+    two = [20, 21, third, *range(22, 28), first, 28, 29]
+    lists = {"a": torch.tensor([one, two]), "b": torch.tensor([two, one])}  # neither list is the better one
+    made = Fusion(40).fit(lists, torch.tensor([0, 0]))
+    assert made.offset == offset
+    assert made.rank(lists, 1).tolist() == [[0], [0]]
+
+
 def test_rows_are_ranked_alike_in_pieces(monkeypatch):
     target = torch.arange(10)
     lists = {"good": lists_for(target, 0.5, 1), "other": lists_for(target, 0.3, 2)}

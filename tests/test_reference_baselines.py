@@ -165,3 +165,4 @@ def test_item_knn_by_hand():
     assert model.rank([[0, 2]], 1).tolist() == [[1]]
     damped = ItemKNN(damping=1.0).fit([[0, 1], [1, 0, 1, 2], [3]], num_items=4)
     assert damped.counts[0, damped.order.tolist().index(1)] == pytest.approx(2 / 3)
+    assert damped.counts[0, damped.order.tolist().index(2)] == pytest.approx(1 / (2**0.5 + 1))  # taken by 2 and by 1

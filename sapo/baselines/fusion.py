@@ -31,11 +31,19 @@ class Fusion:
         num_items: N.
         offset: of ranks; the smaller, the more the first places count.
         weights: of the recommenders.
+        seed: of the order of items that breaks ties, which are frequent: two items that two recommenders of one weight
+            name in each other's places have the same score.
     """
 
     num_items: int
     offset: int = 1
     weights: dict[str, float] = field(default_factory=dict)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        # Item numbers follow first appearance, so they must never break a tie.
+        self._items = torch.randperm(self.num_items, generator=torch.Generator().manual_seed(self.seed))
+        self._columns = self._items.argsort()  # of the items in the tables of scores
 
     def fit(self, lists: Mapping[str, Int[Tensor, "U R"]], target: Int[Tensor, "U"]) -> Self:
         """Choose offset and weights by NDCG@10: from the best recommender alone, and from all alike, one weight after
@@ -47,7 +55,8 @@ class Fusion:
         if not lists:
             raise InputError("there is no recommender to fuse.")
         places = min(10, self.num_items)
-        worth = lambda scores: ranking_metrics(scores.topk(places).indices, target, (places,))[f"ndcg@{places}"]  # noqa: E731
+        first_items = lambda scores: self._items[scores.topk(places).indices]  # noqa: E731
+        worth = lambda scores: ranking_metrics(first_items(scores), target, (places,))[f"ndcg@{places}"]  # noqa: E731
         alone = {name: worth(self._gains(ranked, 1)) for name, ranked in lists.items()}
         first = max(alone, key=lambda name: alone[name])
         best = alone[first]
@@ -77,7 +86,7 @@ class Fusion:
         for start in range(0, len(next(iter(lists.values()))), TOGETHER):
             part = {name: of_name[start : start + TOGETHER] for name, of_name in lists.items()}
             best = self._sum(part, self.weights, self.offset).topk(k)
-            ranked.append(best.indices.masked_fill(best.values <= 0, -1))
+            ranked.append(self._items[best.indices].masked_fill(best.values <= 0, -1))
         return torch.cat(ranked)
 
     def _sum(
@@ -92,4 +101,4 @@ class Fusion:
 
     def _gains(self, ranked: Int[Tensor, "U R"], offset: int) -> Float[Tensor, "U N"]:
         gains = 1 / (offset + torch.arange(1.0, ranked.shape[1] + 1))
-        return torch.zeros(len(ranked), self.num_items).scatter_(1, ranked, gains.expand(ranked.shape))
+        return torch.zeros(len(ranked), self.num_items).scatter_(1, self._columns[ranked], gains.expand(ranked.shape))

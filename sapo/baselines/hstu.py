@@ -45,7 +45,7 @@ class HSTU(SequenceModel):
         self.blocks = nn.ModuleList([Block(size, heads, dropout, max_history) for _ in range(layers)])
         nn.init.trunc_normal_(self.items.weight, std=0.02)
         self.items.weight.data[num_items] = 0
-        nn.init.trunc_normal_(self.positions.weight, std=max_history**-0.5)
+        nn.init.trunc_normal_(self.positions.weight, std=size**-0.5)
 
     def forward(self, items: Int[Tensor, "B T"], users: Int[Tensor, "B"]) -> Float[Tensor, "B T D"]:
         """States."""

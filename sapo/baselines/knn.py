@@ -12,8 +12,9 @@ from sapo.baselines.cooccurrence import CoOccurrence
 class ItemKNN(CoOccurrence):
     """Scores a candidate by its cosines with the last items of the history, as `CoOccurrence` does by its pairs.
 
-    The cosine of two items is that of their columns in the table of who took what (1 or 0, however often). As in the
-    reference of the GRU4Rec paper, `damping` is added to what it is divided by, so that pairs seen once count little.
+    The cosine of two items is that of their columns in the table of who took what (1 or 0, however often). `damping` is
+    added to the root that it is divided by, so that pairs seen once count little; the reference of the GRU4Rec paper
+    adds it to both counts under the root, and counts events.
     """
 
     def __init__(self, seed: int = 0, damping: float = 20.0):

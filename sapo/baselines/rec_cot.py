@@ -27,19 +27,22 @@ class RecCoT(Recommender):
     Args:
         policy: what thinks; it stays as it is.
         size, dropout: of the SASRec.
-        explained: whether the thought is read; without it the same towers remain, which says what it is worth.
+        explained: whether the thought is read; without it the same towers remain, which says what it is worth, and
+            there is no policy.
     """
 
     def __init__(self, policy: Policy, split: Split, size: int = 64, dropout: float = 0.5, explained: bool = True):
         super().__init__(policy.catalog.num_items, policy.max_history)
-        self.policy, self.explained = policy, explained
+        self.policy = policy if explained else None
         self.sequence = SASRec(self.num_items, max_history=policy.max_history, size=size, heads=2, dropout=dropout)
         self.text = TextVectors()
         of_items = torch.from_numpy(self.text.fit(item_texts(policy.catalog.texts))).float()
         self.register_buffer("of_items", of_items, persistent=False)
         self.of_items: Float[Tensor, "N V"]
         self.thought, self.item = (nn.Linear(of_items.shape[1], size, bias=False) for _ in range(2))
-        self._vectors: dict[tuple[int, ...], Float[Tensor, V]] = {}
+        if not explained:
+            del self.thought  # was drawn, so that the other weights start as those of a model that reads thoughts
+        self._vectors: dict[tuple[int, ...], Tensor] = {}  # (V,)
 
     def loss(self, split: Split, examples: list[int], config: FitConfig) -> Float[Tensor, ""]:
         """Cross-entropy of the next items over all."""
@@ -52,9 +55,9 @@ class RecCoT(Recommender):
         items, nobody = self.sequence.tensors(histories, [""] * len(histories))
         last = (items != self.num_items).sum(1) - 1
         states = self.sequence(items, nobody)[torch.arange(len(items), device=items.device), last]
-        if not self.explained:
+        if self.policy is None:
             return states
-        self.explain(histories)
+        self.explain(self.policy, histories)
         vectors = torch.stack([self._vectors[self._shown(history)] for history in histories])
         return states + self.thought(vectors.to(states.device))
 
@@ -62,11 +65,11 @@ class RecCoT(Recommender):
         """The items' tower."""
         return self.sequence.table() + self.item(self.of_items)
 
-    def explain(self, histories: Sequence[Sequence[int]]) -> None:
+    def explain(self, policy: Policy, histories: Sequence[Sequence[int]]) -> None:
         """Keep the vector of the thought after each history that has none yet."""
         shown = dict.fromkeys(map(self._shown, histories))
         fresh = [history for history in shown if history not in self._vectors]
-        for some in think(self.policy, fresh, thinking=True) if fresh else ():
+        for some in think(policy, fresh, thinking=True) if fresh else ():
             texts = [text.replace(THINK_START, "").replace(THINK_END, "") for text in some.thinking]
             vectors = torch.from_numpy(self.text.encode(texts)).float()
             self._vectors |= {fresh[row]: vector for row, vector in zip(some.rows, vectors, strict=True)}
