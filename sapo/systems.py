@@ -80,13 +80,15 @@ SYSTEMS: dict[str, System] = {
         "stage2_alignment",
         None,
         "2311.09049",
-        "no tasks on intentions, which a language model wrote; no pretrained language model",
+        "no tasks on intentions, which a language model wrote; titles alone, one wording a task, 10 beams; no pretrained "
+        "language model",
     ),
     "MiniOneRec": System(
         "stage2_no_thinking",
         "rank_reward",
         "2510.24431",
-        "no pretrained language model; of its alignment tasks the titles of items, in stage 1; 10 beams, not 50",
+        "no pretrained language model; of its alignment tasks the titles of items, in stage 1; 10 beams, not 50; "
+        "log-probabilities among the codes that may follow",
     ),
     "SIDReasoner": System(
         "stage2_one_block",
@@ -98,7 +100,8 @@ SYSTEMS: dict[str, System] = {
         "stage2_aligned",
         "best_of_beam",
         "2510.11639",
-        "thoughts are drafted greedily, once a user; the authors' code draws five for a search each",
+        "histories are SIDs without titles; thoughts are drafted greedily, once a user; the authors' code draws five for "
+        "a search each",
     ),
     "LICD": System(
         "stage2",

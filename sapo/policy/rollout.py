@@ -276,8 +276,9 @@ def beam_rollouts(
     pad_id: int,
     sid_logps: Literal["trie", "full"] = "trie",
 ) -> Rollouts:
-    """One sampled thought a prompt, then the G likeliest SIDs after it, best first: the rollouts of MiniOneRec (arXiv
-    2510.24431), which does not think. They are no samples of the policy, so what is made of them is a biased gradient.
+    """One sampled thought a prompt, then the G likeliest SIDs after it by the full softmax, best first: the rollouts of
+    MiniOneRec (arXiv 2510.24431), which does not think. They are no samples of the policy, so what is made of them is a
+    biased gradient.
 
     Arguments are those of `grouped_rollouts`. `logps` of the SID tokens are left 0: beams have no sampling probability.
 
