@@ -80,8 +80,8 @@ SYSTEMS: dict[str, System] = {
         "stage2_alignment",
         None,
         "2311.09049",
-        "no tasks on intentions, which a language model wrote; titles alone, one wording a task, 10 beams; no pretrained "
-        "language model",
+        "no tasks on intentions, which a language model wrote; titles alone, one wording a task, 10 beams; no "
+        "pretrained language model",
     ),
     "MiniOneRec": System(
         "stage2_no_thinking",
@@ -100,8 +100,8 @@ SYSTEMS: dict[str, System] = {
         "stage2_aligned",
         "best_of_beam",
         "2510.11639",
-        "histories are SIDs without titles; thoughts are drafted greedily, once a user; the authors' code draws five for "
-        "a search each",
+        "histories are SIDs without titles; thoughts are drafted greedily, once a user; the authors' code draws "
+        "five for a search each",
     ),
     "LICD": System(
         "stage2",

@@ -119,12 +119,37 @@ def test_models_of_codes_may_have_sids_of_their_own(finished, tmp_path, monkeypa
     assert len(list(tmp_path.glob("runs/*/seed*/sids_letter-*"))) == 2
     job = suite.Job(suite.replace(suite.QUICK, preset="baseline"), str(tmp_path), str(folder))
     catalog, split = job.world.catalog, job.world.split
-    expected = ItemTokenizer(tokenizer).fit(item_texts(catalog.texts), split)
-    made = suite.build(job, "LETTER-TIGER", 0, 0).tokens
-    codes = extra_token(expected) if collision_rate(expected) else expected
-    starts = torch.tensor([1, 5, 9])[: codes.shape[1]]
-    assert (codes.amax(0)[:2] == 3).all()
-    assert made.tolist() == (codes + starts).tolist()
+    learnt = []
+    for seed in (0, 1):
+        expected = ItemTokenizer(replace(tokenizer, seed=seed)).fit(item_texts(catalog.texts), split)
+        codes = extra_token(expected) if collision_rate(expected) else expected
+        starts = torch.tensor([1, 5, 9])[: codes.shape[1]]
+        assert (codes.amax(0)[:2] == 3).all()
+        assert suite.build(job, "LETTER-TIGER", 0, seed).tokens.tolist() == (codes + starts).tolist()
+        learnt.append(expected)
+    assert not torch.equal(*learnt)
+
+
+def test_a_seed_is_that_of_the_weights_too(finished, monkeypatch):
+    folder, out, _ = finished
+    monkeypatch.setattr(suite, "BASELINES", FEW)
+    job = suite.Job(suite.replace(suite.QUICK, preset="baseline"), str(out), str(folder))
+    for name in FEW:
+        first, again, other = (suite.build(job, name, 0, seed).state_dict() for seed in (0, 0, 1))
+        assert all(torch.equal(first[key], again[key]) for key in first)
+        assert not torch.equal(first["items.weight"], other["items.weight"])
+
+
+def test_a_fit_is_worth_its_best_validation(finished, monkeypatch, tmp_path):
+    """That whose weights are kept, not the last."""
+    folder, _, _ = finished
+    rows = [{"epoch": at, "updates": 3 * at, "seconds": 10.0 * at, "loss": 1.0, "ndcg@10": at % 2} for at in (1, 2)]
+    monkeypatch.setattr(suite, "BASELINES", FEW)
+    monkeypatch.setattr(suite, "fit", lambda *_: rows)
+    job = suite.Job(suite.replace(suite.QUICK, preset="baseline"), str(tmp_path), str(folder))
+    suite.fit_baseline(job, "GRU4Rec", 0, 0)
+    table = suite.baseline_folder(job, "GRU4Rec", 0, 0).table("metrics.csv").set_index("metric")["value"]
+    assert table[["valid/ndcg@10", "updates", "seconds"]].tolist() == [1, 3, 20]  # both epochs had to be waited for
 
 
 def test_a_fusion_is_made_of_what_was_fitted_and_counted(finished, monkeypatch, tmp_path):
