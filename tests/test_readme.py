@@ -388,7 +388,7 @@ def test_systems_are_those_of_the_record(systems):
     said = (
         f"HSTU {behind.pop(('HSTU', 'Industrial'))} and {behind.pop(('HSTU', 'Office'))} (Industrial, Office), "
         f"SASRec {behind.pop(('SASRec', 'Industrial'))} and {behind.pop(('SASRec', 'Office'))}, "
-        f"TIGER {behind.pop(('TIGER', 'Industrial'))} (Industrial), "
+        f"TIGER {behind.pop(('TIGER', 'Industrial'))} and {behind.pop(('TIGER', 'Office'))}, "
         f"ReaRec ERL {behind.pop(('ReaRec ERL', 'Office'))} and PRL {behind.pop(('ReaRec PRL', 'Office'))} (Office), "
         f"GRU4Rec {behind.pop(('GRU4Rec', 'Industrial'))} (Industrial)"
     )

@@ -8,15 +8,16 @@ import pytest
 import torch
 from test_policy import CATALOG, INTERACTIONS, make_policy
 
-from sapo.baselines import rec_cot
+from sapo.baselines import r2ec, rec_cot
 from sapo.baselines.fitting import FitConfig, fit
 from sapo.baselines.r2ec import R2ec
 from sapo.baselines.rec_cot import RecCoT
 from sapo.baselines.rec_r1 import RecR1, Retriever
 from sapo.credit.advantages import trajectory_advantages
+from sapo.data.catalog import Catalog
 from sapo.data.interactions import Rows, Split
 from sapo.errors import InputError
-from sapo.policy.policy import think
+from sapo.policy.policy import Thoughts, think
 from sapo.policy.rollout import block_tokens
 
 SPLIT = INTERACTIONS.leave_one_out()
@@ -119,6 +120,25 @@ def test_hits_beyond_the_thousandth_earn_nothing():
     assert rewards.tolist() == [pytest.approx(0.1 + 1 / math.log2(1001)), 0.0]
 
 
+def test_a_query_is_paid_for_its_own_target(monkeypatch):
+    """Two histories of G = 2 queries; the knife (3) comes after one, the mitt (5) after the other."""
+    model = RecR1(make_policy(), SPLIT, group_size=2)
+    logps = torch.zeros(4, 3, requires_grad=True)
+    monkeypatch.setattr(model, "read", lambda drawn, mark=None: (logps, None))
+    rows = Rows(["u", "v"], [[0], [1]], [5, 3])
+    drawn = model.draw(rows.history, 2, greedy=False)
+    drawn = drawn._replace(ids=drawn.ids[:, :3], sampled=torch.ones(4, 3, dtype=torch.bool))
+    monkeypatch.setattr(model, "draw", lambda *arguments, **options: drawn)
+    monkeypatch.setattr(model, "words", lambda drawn: ["steel", "oven", "steel", "oven"])
+    split = Split("leave_one_out", ["u", "v"], [[0, 1], [1, 0]], rows, rows, rows, "")
+    model.loss(split, [1, 0], FitConfig("reward")).backward()  # the history of the knife is the first of the batch
+    # one item alone says steel, one alone says oven: rewards 1.1, 0 and 0, 1.1; half of 1.1 over their std and 1e-4
+    advantage = 0.55 / (1.1 / math.sqrt(2) + 1e-4)
+    # a token: minus the advantage over the three of a completion, mean over the four completions
+    expected = torch.tensor([-advantage, advantage, advantage, -advantage])[:, None].expand(4, 3) / 12
+    torch.testing.assert_close(logps.grad, expected)
+
+
 def test_queries_learn_to_find_the_target():
     """Item 3, the steel knife, always comes next. Sampled queries say so more and more."""
     policy = one_block(make_policy())
@@ -156,6 +176,65 @@ def test_rewards_by_hand():
     total = math.exp(2) + math.exp(1.2) + 1
     expected = [0.95 + 0.05 * math.exp(2) / total, 0.95 / math.log2(3) + 0.05 * math.exp(1.2) / total]
     np.testing.assert_allclose(model.rewards(users, torch.tensor([0, 1])).numpy(), expected, atol=1e-6)
+
+
+def test_tied_items_share_the_better_rank(monkeypatch):
+    """Cosines 1, 0.6, 0.6 and 0, and ranks that count down to the second: 1, 2, 2, and a last one for nothing."""
+    monkeypatch.setattr(r2ec, "DEEPEST", 2)
+    model = R2ec(make_policy(), SPLIT, temperature=0.5)
+    model.table = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.6, -0.8], [0.0, 1.0]])
+    weights = np.exp([2, 1.2, 1.2, 0])
+    gains = np.array([1, 1 / math.log2(3), 1 / math.log2(3), 0])
+    rewards = model.rewards(torch.tensor([[1.0, 0.0]] * 4), torch.arange(4))
+    np.testing.assert_allclose(rewards.numpy(), 0.95 * gains + 0.05 * weights / weights.sum(), atol=1e-6)
+
+
+def test_ndcg_ends_at_the_thousandth(monkeypatch):
+    monkeypatch.setattr(r2ec, "NDCG_SHARE", 1)
+    model = R2ec(make_policy(), SPLIT)
+    model.table = torch.linspace(1, 0, 1002)[:, None]  # item i is at rank i + 1
+    rewards = model.rewards(torch.ones(2, 1), torch.tensor([999, 1000]))
+    assert rewards.tolist() == [pytest.approx(1 / math.log2(1001)), 0.0]
+
+
+@pytest.mark.parametrize("share", [1, 0.95])
+def test_equal_ranks_without_the_items_share_teach_nothing(monkeypatch, share):
+    """Three thoughts that put the target second: the share of the items alone tells them apart."""
+    monkeypatch.setattr(r2ec, "NDCG_SHARE", share)
+    model = R2ec(make_policy(), SPLIT, group_size=3)
+    angles = torch.tensor([0.1, 0.2, 0.3])
+    states = torch.stack([angles.cos(), angles.sin()], 1).requires_grad_()
+    logps = torch.zeros(3, 3, requires_grad=True)
+    vectors = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0], [-0.6, -0.8], [-0.8, -0.6]])
+    monkeypatch.setattr(model, "read", lambda drawn, mark: (logps, states))
+    monkeypatch.setattr(model, "items", lambda which: vectors[which])
+    rows = Rows(["u"], [[0]], [1])
+    drawn = model.draw(rows.history, 3, greedy=False)
+    drawn = drawn._replace(ids=drawn.ids[:, :3], sampled=torch.ones(3, 3, dtype=torch.bool))
+    monkeypatch.setattr(model, "draw", lambda *arguments, **options: drawn)
+    split = Split("leave_one_out", ["u"], [[0, 1]], rows, rows, rows, "")
+    model.loss(split, [0], FitConfig("reward")).backward()
+    # a token's gradient is a multiple of its thought's advantage: exactly 0 where that is
+    assert logps.grad.eq(0).all() == (share == 1)
+
+
+def test_items_are_read_anew_every_second_loss():
+    """Weights move before every loss, so that a table shows when it was made."""
+    model = R2ec(make_policy(), SPLIT, group_size=2, refresh=2)
+    calls, read_all_items = [], model.read_all_items
+    model.read_all_items = lambda: calls.append(1) or read_all_items()
+    model.loss(SPLIT, [0, 1], FitConfig("softmax"))
+    assert not calls  # it needs no table, and does not count
+    fresh = []
+    for _ in range(5):
+        with torch.no_grad():
+            for weights in model.parameters():
+                weights.mul_(1.1)
+        model.loss(SPLIT, [0, 1], FitConfig("reward"))
+        fresh.append(torch.allclose(model.table, model.items(range(6)), atol=1e-5))
+    # before the five losses the count is 0, 1, 2, 3 and 4: even three times
+    assert fresh == [True, False, True, False, True]
+    assert len(calls) == 3
 
 
 def test_the_best_thought_alone_moves_its_user_towards_the_target(monkeypatch):
@@ -256,6 +335,58 @@ def test_the_users_tower_reads_the_thought_and_thinks_once(monkeypatch):
     model.explained = False
     items, nobody = model.sequence.tensors(HISTORIES[:1], [""])
     torch.testing.assert_close(model.users(HISTORIES[:1])[0], model.sequence(items, nobody)[0, -1])
+
+
+def test_products_of_the_towers_by_hand(monkeypatch):
+    """An item is its embedding and what its text adds; the products rank, and the loss is of each row's own target."""
+    model = RecCoT(make_policy(), SPLIT, size=2)
+    model.of_items = torch.tensor([[4.0, 0.0], [0.0, 0.0], [3.0, 1.0], [0.0, 0.0], [2.0, 1.0], [0.0, 0.0]])
+    model.item.weight = torch.nn.Parameter(torch.tensor([[0.0, 2.0], [1.0, 0.0]]))  # (a, b) adds (2b, a)
+    with torch.no_grad():
+        model.sequence.items.weight[:6] = torch.tensor([[1, 0], [0, 1], [2, 0], [3, 0], [0, 0], [-1, -1]])
+    assert model.table().tolist() == [[1, 4], [0, 1], [4, 3], [3, 0], [2, 2], [-1, -1]]
+    users = {(0,): [1.0, 0.0], (1,): [0.0, 1.0]}
+    monkeypatch.setattr(model, "users", lambda histories: torch.tensor([users[tuple(items)] for items in histories]))
+    # products 1, 0, 4, 3, 2, -1 of the first user and 4, 1, 3, 0, 2, -1 of the second
+    assert model.best([[0], [1]], ["", ""], 6).tolist() == [[2, 3, 4, 0, 1, 5], [0, 2, 4, 1, 3, 5]]
+    rows = Rows(["u"] * 3, [[1], [0], [0]], [1, 4, 3])
+    split = Split("leave_one_out", ["u"], [[0, 1]], rows, rows, rows, "")
+    # examples 2 and 0: the first user's item 3 has 3, the second's item 1 has 1; all products are -1 to 4 either way
+    expected = math.log(sum(math.exp(product) for product in range(-1, 5))) - (3 + 1) / 2
+    assert model.loss(split, [2, 0], FitConfig()).item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("explained", [True, False])
+def test_a_thought_that_says_what_comes_next_is_learnt(monkeypatch, explained):
+    """Targets are drawn by chance, and thoughts are their titles. New histories are asked about twice, with thoughts of
+    two different targets: who does not read them answers the same twice, and at most one answer is right."""
+    titles = [f"{colour} {thing}" for colour in ("red", "blue", "green") for thing in ("hose", "knife")]
+    policy, told = make_policy(catalog=Catalog("shop", CATALOG.sids, titles)), {}
+
+    def say(policy, histories, **options):
+        thoughts = [f"<think> {titles[told[history]]} </think>" for history in histories]
+        return [Thoughts([*range(len(thoughts))], None, [], thoughts)]
+
+    monkeypatch.setattr(rec_cot, "think", say)
+    seen = [[one, other] for one in range(6) for other in range(6)]
+    rows = Rows(["u"] * 36, seen, np.random.default_rng(0).integers(6, size=36).tolist())
+    split = Split("leave_one_out", ["u"], seen[:1], rows, rows, rows, "")
+    told |= zip(map(tuple, seen), rows.target, strict=True)
+    torch.manual_seed(0)
+    model = RecCoT(policy, split, size=16, explained=explained)
+    fit(model, split, FitConfig(epochs=40, patience=40, batch_size=12, learning_rate=1e-2), seed=0)
+    new = [[one, other, one] for one, other in seen]
+    right = []
+    for shift in (1, 2):
+        targets = [(target + shift) % 6 for target in rows.target]
+        told |= zip(map(tuple, new), targets, strict=True)
+        asked = RecCoT(policy, split, size=16, explained=explained)  # it has not thought after the new histories
+        asked.load_state_dict(model.state_dict())
+        right.append(asked.rank(new, 1)[:, 0] == torch.tensor(targets))
+    if explained:
+        assert torch.cat(right).float().mean() > 0.8
+    else:
+        assert not (right[0] & right[1]).any()
 
 
 def test_the_policy_stays_as_it_is():
