@@ -89,6 +89,125 @@ def test_bad_questions_say_so(model):
         model.rank([[1], []], 3)
 
 
+@pytest.mark.parametrize("kind", ["softmax", "bce"])
+@pytest.mark.parametrize("name", ["SASRec", "Caser"])
+def test_the_loss_of_a_split_by_hand(name, kind):
+    """Of histories of three the last four items are an example, three positions with their targets, and its user is
+    known; what is told from them lies outside the whole sequence: of six items five are in it, so it can only be 5 for
+    ann and 0 for bob, while the last four items alone would leave another."""
+    whole = [[0, 1, 2, 3, 4], [3, 3, 3], [5, 4, 3, 2, 1]]
+    split = Interactions(["ann", "eve", "bob"], [[*sequence, 0, 0] for sequence in whole], 6).leave_one_out()
+    torch.manual_seed(0)
+    users = ["ann", "eve", "bob"]
+    model = {"SASRec": SASRec, "Caser": Caser}[name](6, users, max_history=3, size=8).eval()
+    for weights in model.parameters():
+        weights.data.normal_()
+    with torch.no_grad():
+        states = model(torch.tensor([[4, 3, 2], [1, 2, 3]]), torch.tensor([3, 1]))
+        scores = (states @ model.table().T).double().numpy()
+        losses = [model.loss(split, [2, 0], FitConfig(kind)).item() for _ in range(5)]
+    places = [
+        (row, at, target) for row, targets in enumerate(([3, 2, 1], [2, 3, 4])) for at, target in enumerate(targets)
+    ]
+    if kind == "softmax":
+        expected = [np.log(np.exp(scores[row, at]).sum()) - scores[row, at, target] for row, at, target in places]
+    else:
+        other = [0, 5]
+        expected = [
+            np.log1p(np.exp(-scores[row, at, target])) + np.log1p(np.exp(scores[row, at, other[row]]))
+            for row, at, target in places
+        ]
+    assert losses == pytest.approx([np.mean(expected)] * 5, rel=1e-5)  # negatives are drawn five times
+
+
+def silence(*layers):
+    """They say 0."""
+    for layer in layers:
+        layer.weight.data.zero_()
+        layer.bias.data.zero_()
+
+
+def says_its_bias(layer):
+    """A dense layer after a ReLU that lets nothing through."""
+    layer.weight.data.zero_()
+    layer.bias.data.fill_(-1)
+
+
+def without_values(block):
+    """Attention of ReaRec to nothing: the last third of what it makes are values."""
+    block.attend.weight.data[-8:] = 0
+    block.attend.bias.data[-8:] = 0
+
+
+# a place: whose rates are set to 0, and what makes the places of the same rate silent in a block
+DROPOUTS = {
+    "SASRec, inputs": (lambda model: [*model.blocks], "dropout", None),
+    "SASRec, attention": (lambda model: [model], "dropout", lambda block: silence(block.outer)),
+    "SASRec, end of the net": (
+        lambda model: [model],
+        "dropout",
+        lambda block: (silence(block.value), says_its_bias(block.inner)),
+    ),
+    "GRU4Rec": (lambda model: [], "dropout", None),
+    "Caser": (lambda model: [], "dropout", None),
+    "HSTU, inputs": (lambda model: [*model.blocks], "dropout", None),
+    "HSTU, gated": (lambda model: [model], "dropout", None),
+    "ReaRec, inputs": (lambda model: [*model.blocks], "dropout", None),
+    "ReaRec, end of attention": (
+        lambda model: [model],
+        "input_dropout",
+        lambda block: (without_values(block), silence(block.outer)),
+    ),
+    "ReaRec, end of the net": (lambda model: [model], "input_dropout", lambda block: silence(block.out)),
+}
+
+
+@pytest.mark.parametrize("place", DROPOUTS)
+def test_each_place_drops_while_training_and_then_only(place, monkeypatch):
+    """One place at a time: the others' rates are 0, or what they would drop is 0 already."""
+    owners, rate, quiet = DROPOUTS[place]
+    torch.manual_seed(0)
+    model = MODELS[place.split(",")[0]]()
+    for weights in model.parameters():
+        weights.data.normal_()
+    for owner in owners(model):
+        monkeypatch.setattr(owner, rate, 0.0)
+    for block in model.blocks if quiet else ():
+        quiet(block)
+    items, users = torch.tensor([[1, 2, 3, 4, 5, 6]] * 8), torch.ones(8, dtype=torch.long)
+    assert not torch.allclose(model.train()(items, users), model(items, users), atol=1e-2)
+    assert torch.equal(model.eval()(items, users), model(items, users))
+
+
+@pytest.mark.parametrize("place", ["SASRec, inside the net", "ReaRec, attention"])
+def test_dropout_before_dropout(place):
+    """Of one unit, and of the weight of the only item: half of the time they are dropped, and then nothing is added to
+    a state. The dropout behind them alone would have to take all eight parts of a state: one time in 256."""
+    torch.manual_seed(0)
+    of_rearec = place.startswith("ReaRec")
+    model = (ReaRec if of_rearec else SASRec)(ITEMS, size=8, layers=1, heads=1, dropout=0.5)
+    for weights in model.parameters():
+        weights.data.normal_()
+    block, states = model.blocks[0], torch.randn(1000, 1, 8)
+    if of_rearec:
+        silence(block.outer)
+        last, read = block.out, lambda: block(states, torch.ones(1000, 1, 1, 1, dtype=torch.bool), None)[0]
+    else:
+        silence(block.value)
+        says_its_bias(block.inner)
+        block.inner.bias.data[0] = 1  # one unit gets through
+        last, read = block.outer, lambda: block(states)
+    last.bias.data.zero_()
+    training = read()
+    block.eval()
+    later = read()
+    silence(last)
+    nothing = read()
+    shares = [torch.isclose(said, nothing).all(-1).float().mean() for said in (training, later)]
+    assert 0.4 < shares[0] < 0.6  # one sd of a share of 1000 is 0.016
+    assert shares[1] == 0
+
+
 def test_half_precision_trains_the_same_weights_roughly():
     """bfloat16 rounds products to three digits; weights and validation stay in float32."""
     sequences = [[(start + step) % ITEMS for step in range(6)] for start in range(ITEMS)]
@@ -233,6 +352,52 @@ def test_a_rate_rises_and_falls_with_the_updates_of_all_epochs(monkeypatch):
     assert rates == pytest.approx([0.19 * rest / 8 for rest in range(8, 0, -1)])
 
 
+def test_adam_is_as_the_settings_say(monkeypatch):
+    sequences = [[(start + step) % ITEMS for step in range(6)] for start in range(ITEMS)]
+    split = Interactions([f"u{start}" for start in range(ITEMS)], sequences, ITEMS).leave_one_out()
+    seen, step = [], torch.optim.Adam.step
+
+    def watched(self):
+        (group,) = self.param_groups
+        seen.append((type(self), group["lr"], group["betas"], group["weight_decay"], len(group["params"])))
+        step(self)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", watched)
+    model = SASRec(ITEMS, size=8)
+    config = FitConfig(epochs=1, batch_size=ITEMS, learning_rate=0.01, beta2=0.75, weight_decay=0.125)
+    fit(model, split, config, seed=0)
+    # all weights; AdamW, which shrinks weights beside its updates, would have no penalty
+    assert seen == [(torch.optim.Adam, 0.01, (0.9, 0.75), 0.125, len([*model.parameters()]))]
+
+
+def test_validation_reads_as_many_rows_as_it_is_told():
+    """Three of twelve, the same for every seed, whose targets come first, second and not at all among ten: an NDCG@10
+    of (1 + 1 / log2(3) + 0) / 3. All twelve where no number is given."""
+    sequences = [[(start + step) % ITEMS for step in range(6)] for start in range(ITEMS)]
+    split = Interactions([f"u{start}" for start in range(ITEMS)], sequences, ITEMS).leave_one_out()
+    target = dict(zip(split.valid.user, split.valid.target, strict=True))
+    history = dict(zip(split.valid.user, split.valid.history, strict=True))
+    seen = []
+
+    def rank(histories, k, users):
+        seen.append(users)
+        assert histories == [history[user] for user in users]
+        others = [[item for item in range(ITEMS) if item != target[user]][:k] for user in users]
+        for place, (user, row) in enumerate(zip(users[:2], others, strict=False)):
+            row.insert(place, target[user])
+        return torch.tensor([row[:k] for row in others])
+
+    for seed in (0, 1):
+        model = SASRec(ITEMS, size=8)
+        model.rank = rank
+        log = fit(model, split, FitConfig(epochs=2, valid_rows=3), seed=seed)
+        assert [row["ndcg@10"] for row in log] == pytest.approx([(1 + 1 / math.log2(3)) / 3] * 2)
+    assert len({*seen[0]}) == 3
+    assert seen == [split.valid.sample(3).user] * 4
+    fit(model, split, FitConfig(epochs=1), seed=0)
+    assert seen[-1] == split.valid.user
+
+
 # ------------------------------------------------------------------------------------------------- SASRec
 
 
@@ -353,6 +518,24 @@ def test_hstu_by_loops():
         gated = gate[i] * normed(np.concatenate(heads), 1e-6)
         expected.append(x[i] + block.out.weight.detach().numpy() @ gated + block.out.bias.detach().numpy())
     np.testing.assert_allclose(block(torch.tensor(x)[None])[0].detach().numpy(), np.stack(expected), atol=1e-9)
+
+
+def test_the_first_block_of_hstu_reads_items_and_positions():
+    """sqrt(4) = 2 times an item's embedding, and that of its position, counted from the oldest item that is read; where
+    a shorter history is padded there is nothing."""
+    torch.manual_seed(1)
+    model = HSTU(ITEMS, max_history=3, size=4, layers=1).eval()
+    for weights in model.parameters():
+        weights.data.normal_()
+    read = []
+    model.blocks[0].register_forward_pre_hook(lambda block, inputs: read.append(inputs[0]))
+    items, users = model.tensors([[9, 3, 7, 3], [5]], ["", ""])  # of four items the last three are read
+    model(items, users)
+    item, position, expected = model.items.weight, model.positions.weight, torch.zeros(2, 3, 4)
+    for at, number in enumerate((3, 7, 3)):
+        expected[0, at] = 2 * item[number] + position[at]
+    expected[1, 0] = 2 * item[5] + position[0]
+    torch.testing.assert_close(read, [expected])
 
 
 def test_hstu_has_no_softmax_and_a_gate():

@@ -57,6 +57,26 @@ def test_beams_rank_as_all_items_scored_one_by_one(model):
         assert row == sorted(range(5), key=lambda item: -scores[item])
 
 
+@pytest.mark.parametrize(("beams", "k", "found"), [(1, 1, [0]), (2, 1, [2]), (1, 2, [2, 0]), (2, 3, [2, 0, 1])])
+def test_a_search_has_beams_beside_those_of_the_items_it_gives(beams, k, found, monkeypatch):
+    """First codes of 0.5, 0.3 and 0.2; then (0, 0) of 0.5 * 0.52 = 0.26, (0, 1) of 0.5 * 0.48 = 0.24, (1, 0) of
+    0.3 * 0.9 = 0.27, (1, 1) of 0.3 * 0.1 = 0.03 and (2, 0) of 0.2. A single beam follows code 0 and misses the best."""
+    tiger = Tiger(torch.tensor([[0, 0], [0, 1], [1, 0], [1, 1], [2, 0]]), user_tokens=0, beams=beams, **SMALL).eval()
+    second = torch.tensor([[0.52, 0.48], [0.9, 0.1], [1.0, 0.0]])
+
+    def logits(read, prompts, written, keys):
+        """Words 1-3 are first codes, 4-5 second ones."""
+        chances = torch.zeros(len(written), 1, 6)
+        if written.shape[1]:
+            chances[:, 0, 4:] = second[written[:, 0] - 1]
+        else:
+            chances[:, 0, 1:4] = torch.tensor([0.5, 0.3, 0.2])
+        return chances.log()
+
+    monkeypatch.setattr(tiger, "_logits", logits)
+    assert tiger.rank([[4], [0, 1]], k).tolist() == [found] * 2
+
+
 def test_the_loss_is_that_of_all_codes_of_the_targets(model):
     """Three rows of one user of four items: each later item after those before it."""
     split = Interactions(["ann"], [[4, 0, 1, 2, 3, 0]], 5).leave_one_out()  # the last two are kept for later
