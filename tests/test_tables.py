@@ -64,6 +64,14 @@ def test_numbers_and_order(table):
         results_table(results("sapo", "recall@10", 0.1), ["mrr"])
 
 
+def test_a_command_line_stays_one(tmp_path):
+    """Two hyphens would be a dash in LaTeX; what is missing is one."""
+    table = pd.DataFrame({"command": ["sapo run --seeds 3", ""]})
+    text = write_table(table, tmp_path / "t")[1].read_text(encoding="utf-8")
+    assert "sapo run -{}-seeds 3 " in text
+    assert "\n-- " in text
+
+
 def test_latex(table, tmp_path):
     csv, tex = write_table(table, tmp_path / "main", notes="A note.")
     text = tex.read_text(encoding="utf-8")

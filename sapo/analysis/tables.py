@@ -200,4 +200,5 @@ _LATEX = {
 
 
 def _escape(text: str) -> str:
-    return "".join(_LATEX.get(character, character) for character in text)
+    parts = text.split("--")  # of a command line, which LaTeX would make a dash of
+    return "-{}-".join("".join(_LATEX.get(character, character) for character in part) for part in parts)
