@@ -67,8 +67,8 @@ def command(method: str, preset: str) -> str:
         return f"sapo run --objectives {method}"
     if method in OF_EVERY_RUN:
         return "sapo run"
-    system = next(name for name, system in SYSTEMS.items() if method in (name, system.start))
-    return f"sapo run --systems {shlex.quote(system)}"
+    system = next((name for name, system in SYSTEMS.items() if method in (name, system.start)), None)
+    return "" if system is None else f"sapo run --systems {shlex.quote(system)}"
 
 
 def with_costs(table: pd.DataFrame, rows: pd.DataFrame, gpu: set[tuple[str, str, str]]) -> pd.DataFrame:
@@ -98,26 +98,29 @@ def gains(rows: pd.DataFrame, ranks: Ranks) -> pd.DataFrame:
     """Every method of one data set against the next best and against counting, metric by metric."""
     preset = rows.drop_duplicates("method").set_index("method")["preset"]
     keys = {name: (*rows[PLACE].iloc[0], preset[name], name) for name in preset.index}
-    lines, asked = [], []
+    keys = {name: key for name, key in keys.items() if key in ranks}
+    compared = []
     for metric in METRICS:
         mean = rows[rows["metric"] == metric].groupby("method")["value"].mean().sort_values(ascending=False)
-        known = [name for name in mean.index if keys[name] in ranks]
-        for one, other in itertools.pairwise(known):
-            lines.append(
-                {"metric": metric_label(metric), "method": method_label(one), "next best": method_label(other)}
-            )
-            counted = COUNTED if COUNTED in known else other
-            asked += [(keys[one], keys[other], metric), (keys[one], keys[counted], metric)]
-    if not lines:
+        known = [name for name in mean.index if name in keys]
+        compared += [(metric, one, other) for one, other in itertools.zip_longest(known, known[1:])]
+    pairs = [(metric, one, other) for metric, one, other in compared if other]
+    pairs += [(metric, one, COUNTED) for metric, one, _ in compared if COUNTED in keys and one != COUNTED]
+    if not pairs:
         return pd.DataFrame()
-    shown = [
-        "" if one == other else f"{gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]"
-        for (one, other, _), gain in zip(asked, ranks.gains(asked), strict=True)
-    ]
-    table = pd.DataFrame(lines).assign(gain=shown[::2])
-    if keys.get(COUNTED) in ranks:
-        table[f"over {method_label(COUNTED)}"] = shown[1::2]
-    return table
+    pairs = list(dict.fromkeys(pairs))
+    found = dict(
+        zip(pairs, ranks.gains([(keys[one], keys[other], metric) for metric, one, other in pairs]), strict=True)
+    )
+    shown = {pair: f"{gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]" for pair, gain in found.items()}
+    lines = []
+    for metric, one, other in compared:
+        line = {"metric": metric_label(metric), "method": method_label(one)}
+        line |= {"next best": method_label(other) if other else "", "gain": shown.get((metric, one, other), "")}
+        if COUNTED in keys:
+            line[f"over {method_label(COUNTED)}"] = shown.get((metric, one, COUNTED), "")
+        lines.append(line)
+    return pd.DataFrame(lines)
 
 
 def overview(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
@@ -125,6 +128,7 @@ def overview(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
     columns, shares = [], []
     for name, table in tables.items():
         measured = table[table["source"] == "measured"].set_index("method")
+        measured = measured[~(measured["seeds"] < measured["seeds"].max()).fillna(False)]
         shown = [f"{metric}{half}" for metric in METRICS[2:] for half in ("", "_half")]
         columns.append(measured[shown].rename(columns=lambda column, of=name: f"{of} {column}"))
         shares.append(measured["ndcg@10"] / measured["ndcg@10"].max())
@@ -159,7 +163,8 @@ def main(out: Path, results: Path | None = None) -> list[Artefact]:
             "few items share. Settings were chosen on validation rows of the first seed. Minutes are those of one fit "
             "by one core or, where it says so, by a GPU, while other jobs ran beside it, with all stages before it; of "
             "a fusion those of its parts; without the search for settings. A command goes on with --data FOLDER --out "
-            f"OUT. Published models of office and industrial were trained on other rows than ours. {NOTES}"
+            f"OUT --split {split}. Published models of office and industrial were trained on other rows than ours. "
+            f"{NOTES}"
         )
         caption = " ".join([caption, *doubtful(theirs)])
         files = save_table(table, out, f"{NAME}{suffix}", caption)
@@ -178,8 +183,9 @@ def main(out: Path, results: Path | None = None) -> list[Artefact]:
     if len(worlds) > 1:
         table = overview(tables)
         caption = (
-            "All measured systems; –: not measured there. First are those that come nearest to the best NDCG@10, on "
-            f"average over the data sets that they were measured on. The tables below say more. {NOTES}"
+            "All measured systems, mean ± half of the 95 % t interval over seeds; –: not measured there, or with fewer "
+            "seeds than others. Bold: best; underlined: second best. First are those that come nearest to the best "
+            "NDCG@10, on average over the data sets that they were measured on. The tables of each data set say more."
         )
         files = save_table(table, out, NAME, caption)
         made.insert(0, Artefact(NAME, "All systems", caption, "measured", files, path, table))

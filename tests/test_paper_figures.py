@@ -554,6 +554,7 @@ def test_systems_compete_on_the_same_rows(out):
     assert recall[["method", "next best", "gain"]].to_numpy().tolist() == [
         ["SASRec", "Item kNN", "+0.2500 [+0.0000, +0.7500]"],  # of 4 draws at 1 in 4, P(3) = .051
         ["Item kNN", "Popularity", "+0.2500 [+0.0000, +0.7500]"],
+        ["Popularity", "", ""],
     ]
     assert (out / "tables" / "table_systems-gains.tex").is_file()
     # a second data set has tables of its own, and all systems stand in one
@@ -569,11 +570,24 @@ def test_systems_compete_on_the_same_rows(out):
     gained = made["-gains-shop-published_test"].set_index(["metric", "method"]).loc[("Recall@10", "Co-occurrence")]
     assert gained["gain"].startswith("+0.5000")
     assert gained["over Co-occurrence"] == ""
+    last = made["-gains-shop-published_test"].set_index(["metric", "method"]).loc[("Recall@10", "SASRec")]
+    assert last[["next best", "gain"]].tolist() == ["", ""]
+    assert last["over Co-occurrence"].startswith("-0.5000")
     both = made[""].set_index("method")
     # SASRec is the best of the one, and has half of the best of the other; co-occurrence is the best where it was
     assert both.index[:2].tolist() == ["Co-occurrence", "SASRec"]
     assert both.loc["SASRec", ["office ndcg@10", "shop ndcg@10"]].tolist() == [0.5, 0.5]
     assert np.isnan(both.loc["Co-occurrence", "office ndcg@10"])
+
+
+def test_a_mean_over_fewer_seeds_is_not_beside_others():
+    """Of a method whose other seeds diverged."""
+    script = import_module("table_systems")
+    table = pd.DataFrame({"method": ["A", "B", "counting"], "source": "measured", "seeds": [3, 1, pd.NA]})
+    table = table.astype({"seeds": "Int64"})
+    for metric in script.METRICS:
+        table = table.assign(**{metric: [0.2, 0.4, 0.1], f"{metric}_half": [0.01, np.nan, np.nan]})
+    assert script.overview({"shop": table})["method"].tolist() == ["A", "counting"]
 
 
 def test_the_command_of_a_row_makes_it():

@@ -54,6 +54,16 @@ def test_gains_are_over_users_with_all_their_rows(tmp_path):
     assert gain.value == pytest.approx((4 - 2) / 6)
 
 
+def test_many_gains_are_those_of_each_pair(tmp_path):
+    users = ["u", "v", "v", "w", "x", "x"]
+    lists = {"a": [1, 0, 1, 0, 2, 1], "b": [0, 0, 1, 1, 0, 0], "c": [3, 3, 0, 0, 0, 1]}
+    add_ranks([run(name, 0, ranks, users) for name, ranks in lists.items()], tmp_path)
+    ranks = Ranks(tmp_path)
+    asked = [(key("a"), key("b"), "recall@10"), (key("b"), key("c"), "ndcg@5"), (key("c"), key("a"), "recall@1")]
+    for pair, gain in zip(asked, ranks.gains(asked), strict=True):
+        assert gain == pytest.approx(ranks.gain(*pair))
+
+
 def test_rows_of_a_method_are_replaced_and_of_others_kept(tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"
     add_ranks([run("a", 0, [1, 1]), run("a", 1, [1, 1]), run("b", 0, [1, 0])], first)
@@ -76,6 +86,11 @@ def test_what_cannot_be_compared_says_so(tmp_path):
     ranks = Ranks(tmp_path)
     with pytest.raises(InputError, match="were not tested on the same rows"):
         ranks.gain(key("a"), key("b"), "recall@1")
+    pairs = [(key(name), key(name), "recall@1") for name in ("a", "b")]
+    with pytest.raises(InputError, match=r"p, a and shop, published_test, p, b were not tested on the same rows"):
+        ranks.gains(pairs)
+    with pytest.raises(InputError, match="no pair of methods to compare"):
+        ranks.gains([])
     with pytest.raises(InputError, match="no ranks of shop, published_test, p, c"):
         ranks.values(key("c"), "recall@1")
     for metric in ("recall@11", "mrr", "ndcg@x"):

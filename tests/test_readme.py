@@ -352,11 +352,11 @@ def readme_table(start: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
-def two(values, dataset, method, prefix="", names=BOTH) -> str:
+def two(values, dataset, method, prefix="") -> str:
     """HR@10 / NDCG@10 as a cell shows them, empty where there is none."""
-    if (dataset, method, f"{prefix}{names[0]}") not in values.index:
+    if (dataset, method, f"{prefix}{BOTH[0]}") not in values.index:
         return ""
-    return " / ".join(f"{values[dataset, method, f'{prefix}{name}']:.3f}" for name in names)
+    return " / ".join(f"{values[dataset, method, f'{prefix}{name}']:.3f}" for name in BOTH)
 
 
 def published_name(method):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sapo.analysis import statistics
-from sapo.analysis.statistics import paired_bootstrap, seed_interval
+from sapo.analysis.statistics import bootstrap_means, paired_bootstrap, seed_interval
 from sapo.errors import InputError
 
 
@@ -118,3 +118,21 @@ def test_one_user_has_no_interval():
 def test_bad_input(a, b, options, message):
     with pytest.raises(InputError, match=message):
         paired_bootstrap(a, b, **options)
+
+
+def test_columns_see_the_same_draws():
+    """Each has the interval that it has alone, so that two of them can be compared."""
+    rng = np.random.default_rng(3)
+    values, units = rng.normal((0, 1, 5), size=(50, 3)), rng.integers(12, size=50)
+    together = bootstrap_means(values, units, seed=4, num_resamples=500)
+    for column, interval in zip(values.T, together, strict=True):
+        alone = paired_bootstrap(column, np.zeros(50), units, seed=4, num_resamples=500)
+        assert interval == pytest.approx(alone, abs=1e-12)
+    (one, all_of_it) = bootstrap_means(np.column_stack([values[:, 0], 2 * values[:, 0]]), units, num_resamples=500)
+    assert 2 * np.array(one) == pytest.approx(np.array(all_of_it))
+
+
+def test_values_without_rows_or_columns_are_refused():
+    for values in ([], [1.0, 2.0], np.zeros((0, 2))):
+        with pytest.raises(InputError, match="give rows of one value a column"):
+            bootstrap_means(values)

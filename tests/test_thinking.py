@@ -313,28 +313,33 @@ def test_an_item_is_its_sid_and_title():
 
 def test_the_users_tower_reads_the_thought_and_thinks_once(monkeypatch):
     policy, asked = make_policy(), []
+    said = {(0, 1): "garden rake", (4, 3, 2): "steel knife", (5,): "oven mitt"}
 
-    def counting(policy, histories, **options):
+    def say(policy, histories, **options):
         asked.extend(map(tuple, histories))
-        return think(policy, histories, **options)
+        thoughts = [f"<think> {said[tuple(history)]} </think>" for history in histories]
+        return [Thoughts([*range(len(thoughts))], None, [], thoughts)]
 
-    monkeypatch.setattr(rec_cot, "think", counting)
+    monkeypatch.setattr(rec_cot, "think", say)
     torch.manual_seed(0)
     model = RecCoT(policy, SPLIT, size=8, dropout=0.0).eval()
     found = model.users(HISTORIES)
     model.users(HISTORIES)
     # the last three items are shown to the policy; each history is thought about once
-    assert sorted(asked) == [(0, 1), (4, 3, 2), (5,)]
-    (thoughts,) = think(policy, HISTORIES)
-    for row, text in zip(thoughts.rows, thoughts.thinking, strict=True):
-        words = " ".join(word for word in text.split() if not word.endswith("think>"))
-        vector = torch.from_numpy(model.text.encode([words])).float()[0]
-        items, nobody = model.sequence.tensors([HISTORIES[row]], [""])
-        expected = model.sequence(items, nobody)[0, -1] + model.thought.weight @ vector
-        torch.testing.assert_close(found[row], expected)
-    model.explained = False
-    items, nobody = model.sequence.tensors(HISTORIES[:1], [""])
-    torch.testing.assert_close(model.users(HISTORIES[:1])[0], model.sequence(items, nobody)[0, -1])
+    assert sorted(asked) == sorted(said)
+    states = []
+    for history in HISTORIES:
+        items, nobody = model.sequence.tensors([history], [""])
+        states.append(model.sequence(items, nobody)[0, -1])
+    vectors = torch.from_numpy(model.text.encode([said[tuple(history[-3:])] for history in HISTORIES])).float()
+    assert (vectors.norm(dim=1) > 0.9).all()
+    torch.testing.assert_close(found, torch.stack(states) + vectors @ model.thought.weight.T)
+    torch.manual_seed(0)
+    blind = RecCoT(policy, SPLIT, size=8, dropout=0.0, explained=False).eval()
+    torch.testing.assert_close(blind.users(HISTORIES), torch.stack(states))  # the same towers, to the weight
+    torch.testing.assert_close(blind.table(), model.table())
+    assert blind.policy is None
+    assert "thought.weight" not in blind.state_dict()
 
 
 def test_products_of_the_towers_by_hand(monkeypatch):

@@ -181,8 +181,8 @@ def method_color(method: str) -> str:
 
 
 def method_label(method: str) -> str:
-    """The name a method has in figures and tables; a variant keeps its suffix, and a system the name that commands
-    know it by, an unknown method its own, and one that names who published it."""
+    """The name a method has in figures and tables: a variant of an objective gets its base's label and its suffix;
+    everything else without a label keeps its own name."""
     base, _, variant = method.partition(" ")
     if method in METHOD_LABELS or METHOD_LABELS.get(base, base) == base or variant.startswith("("):
         return METHOD_LABELS.get(method, method)

@@ -106,16 +106,17 @@ class Ranks:
         Raises:
             InputError: as `gain`; nothing was asked.
         """
-        differences, tested = [], set()
+        differences, first = [], None
         for one, other, metric in asked:
             a, b = self.values(one, metric), self.values(other, metric)
-            tested |= {(*one[:2], len(a)), (*other[:2], len(b))}
-            if len(tested) > 1:
-                raise InputError(f"{', '.join(one)} and {', '.join(other)} were not tested on the same rows.")
+            first = first or (one, (*one[:2], len(a)))
+            for method, values in ((one, a), (other, b)):
+                if (*method[:2], len(values)) != first[1]:
+                    raise InputError(f"{', '.join(first[0])} and {', '.join(method)} were not tested on the same rows.")
             differences.append(a - b)
-        if not differences:
+        if first is None:
             raise InputError("no pair of methods to compare.")
-        return bootstrap_means(np.column_stack(differences), self._users[tested.pop()])
+        return bootstrap_means(np.column_stack(differences), self._users[first[1]])
 
 
 def _add(table: pd.DataFrame, path: Path, key: list[str]) -> None:

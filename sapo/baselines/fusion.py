@@ -31,18 +31,18 @@ class Fusion:
         num_items: N.
         offset: of ranks; the smaller, the more the first places count.
         weights: of the recommenders.
-        seed: of the order of items that breaks ties, which are frequent: two items that two recommenders of one weight
-            name in each other's places have the same score.
+
+    Items of one score, such as two that two recommenders of one weight name in each other's places, come in an order
+    that is drawn once.
     """
 
     num_items: int
     offset: int = 1
     weights: dict[str, float] = field(default_factory=dict)
-    seed: int = 0
 
     def __post_init__(self) -> None:
         # Item numbers follow first appearance, so they must never break a tie.
-        self._items = torch.randperm(self.num_items, generator=torch.Generator().manual_seed(self.seed))
+        self._items = torch.randperm(self.num_items, generator=torch.Generator().manual_seed(0))
         self._columns = self._items.argsort()  # of the items in the tables of scores
 
     def fit(self, lists: Mapping[str, Int[Tensor, "U R"]], target: Int[Tensor, "U"]) -> Self:
@@ -50,7 +50,7 @@ class Fusion:
         the other.
 
         Raises:
-            InputError: no recommender.
+            InputError: no recommender; a list that holds -1, as `rank` may give.
         """
         if not lists:
             raise InputError("there is no recommender to fuse.")
@@ -81,7 +81,11 @@ class Fusion:
         return self
 
     def rank(self, lists: Mapping[str, Int[Tensor, "U R"]], k: int) -> Int[Tensor, "U k"]:
-        """The k best items for every row; -1 where no recommender with a weight names so many."""
+        """The k best items for every row; -1 where no recommender with a weight names so many.
+
+        Raises:
+            InputError: a list that holds -1.
+        """
         ranked = []
         for start in range(0, len(next(iter(lists.values()))), TOGETHER):
             part = {name: of_name[start : start + TOGETHER] for name, of_name in lists.items()}
@@ -100,5 +104,7 @@ class Fusion:
         return scores
 
     def _gains(self, ranked: Int[Tensor, "U R"], offset: int) -> Float[Tensor, "U N"]:
+        if (ranked < 0).any():
+            raise InputError("a list ends early: a recommender names as many items for every row.")
         gains = 1 / (offset + torch.arange(1.0, ranked.shape[1] + 1))
         return torch.zeros(len(ranked), self.num_items).scatter_(1, self._columns[ranked], gains.expand(ranked.shape))

@@ -16,6 +16,7 @@ from torch.nn.functional import cross_entropy
 from sapo.baselines.fitting import FitConfig, Recommender
 from sapo.baselines.sasrec import SASRec
 from sapo.data.interactions import Split
+from sapo.errors import InputError
 from sapo.policy.policy import Policy, think
 from sapo.policy.prompts import THINK_END, THINK_START
 from sapo.semantic_ids.vectors import TextVectors, item_texts
@@ -25,7 +26,7 @@ class RecCoT(Recommender):
     """A Recommender.
 
     Args:
-        policy: what thinks; it stays as it is.
+        policy: what thinks, and whose catalogue and length of histories this has; it stays as it is.
         size, dropout: of the SASRec.
         explained: whether the thought is read; without it the same towers remain, which says what it is worth, and
             there is no policy.
@@ -57,7 +58,7 @@ class RecCoT(Recommender):
         states = self.sequence(items, nobody)[torch.arange(len(items), device=items.device), last]
         if self.policy is None:
             return states
-        self.explain(self.policy, histories)
+        self.explain(histories)
         vectors = torch.stack([self._vectors[self._shown(history)] for history in histories])
         return states + self.thought(vectors.to(states.device))
 
@@ -65,11 +66,17 @@ class RecCoT(Recommender):
         """The items' tower."""
         return self.sequence.table() + self.item(self.of_items)
 
-    def explain(self, policy: Policy, histories: Sequence[Sequence[int]]) -> None:
-        """Keep the vector of the thought after each history that has none yet."""
+    def explain(self, histories: Sequence[Sequence[int]]) -> None:
+        """Keep the vector of the thought after each history that has none yet.
+
+        Raises:
+            InputError: there is no policy that thinks.
+        """
+        if self.policy is None:
+            raise InputError("this RecCoT was made with explained=False: nobody thinks.")
         shown = dict.fromkeys(map(self._shown, histories))
         fresh = [history for history in shown if history not in self._vectors]
-        for some in think(policy, fresh, thinking=True) if fresh else ():
+        for some in think(self.policy, fresh, thinking=True) if fresh else ():
             texts = [text.replace(THINK_START, "").replace(THINK_END, "") for text in some.thinking]
             vectors = torch.from_numpy(self.text.encode(texts)).float()
             self._vectors |= {fresh[row]: vector for row, vector in zip(some.rows, vectors, strict=True)}
