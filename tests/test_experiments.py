@@ -357,6 +357,12 @@ def test_systems_of_the_field_are_runs_like_ours(finished, tmp_path, monkeypatch
     for name in SYSTEMS:
         assert sorted(at_10[at_10["method"] == name]["seed"]) == [0, 1]
     assert before.items() <= snapshot(tmp_path / "runs").items()
+    costs = results.set_index(["metric", "method", "seed"])["value"]
+    without = costs["parameters", "RecCoT", 0] - costs["parameters", "RecCoT blind", 0]
+    assert without > costs["parameters", "stage2", 0]  # who reads no thought needs no policy, nor the time it took
+    alone = stages.system_folder(job, 0, "RecCoT blind").manifest["seconds"]
+    assert costs["seconds", "RecCoT blind", 0] == pytest.approx(alone, abs=0.051)  # written to a tenth
+    assert costs["seconds", "RecCoT", 0] > costs["seconds", "stage2", 0]
 
     catalog = load_world(job).catalog
     policies = {}

@@ -538,6 +538,16 @@ def test_the_first_block_of_hstu_reads_items_and_positions():
     torch.testing.assert_close(read, [expected])
 
 
+def test_how_hstu_starts():
+    """Standard deviations: of items .02, of positions 1 / sqrt(D), whatever the length. What is cut off, at -2 and 2,
+    is more than ten of them away."""
+    torch.manual_seed(0)
+    model = HSTU(500, max_history=200, size=64)
+    assert model.items.weight[:500].std().item() == pytest.approx(0.02, rel=0.02)
+    assert model.positions.weight.std().item() == pytest.approx(1 / 8, rel=0.03)
+    assert not model.items.weight[500].any()
+
+
 def test_hstu_has_no_softmax_and_a_gate():
     block = hstu_block()
     states = torch.randn(1, 3, 4, dtype=torch.double)
