@@ -23,7 +23,8 @@ def start(work, out, processes, sharded=False):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        launch = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", f"--master_port={port}"]
+        options = [f"--nproc_per_node={processes}", f"--master_port={port}", f"--log-dir={out.parent}"]
+        launch = ["-m", "torch.distributed.run", *options]
     environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
     environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE)])}
     command = [sys.executable, *launch, str(HERE / "shared_work.py"), work, str(out), *["sharded"] * sharded]
