@@ -313,7 +313,7 @@ def test_an_item_is_its_sid_and_title():
 
 def test_the_users_tower_reads_the_thought_and_thinks_once(monkeypatch):
     policy, asked = make_policy(), []
-    said = {(0, 1): "garden rake", (4, 3, 2): "steel knife", (5,): "oven mitt"}
+    said = {(0, 1): "garden rake", (4, 3, 2): "kitchen knife", (5,): "hose garden"}  # words of two titles are known
 
     def say(policy, histories, **options):
         asked.extend(map(tuple, histories))
@@ -332,6 +332,7 @@ def test_the_users_tower_reads_the_thought_and_thinks_once(monkeypatch):
         items, nobody = model.sequence.tensors([history], [""])
         states.append(model.sequence(items, nobody)[0, -1])
     vectors = torch.from_numpy(model.text.encode([said[tuple(history[-3:])] for history in HISTORIES])).float()
+    assert len(vectors.unique(dim=0)) == 3
     assert (vectors.norm(dim=1) > 0.9).all()
     torch.testing.assert_close(found, torch.stack(states) + vectors @ model.thought.weight.T)
     torch.manual_seed(0)
@@ -339,6 +340,8 @@ def test_the_users_tower_reads_the_thought_and_thinks_once(monkeypatch):
     torch.testing.assert_close(blind.users(HISTORIES), torch.stack(states))  # the same towers, to the weight
     torch.testing.assert_close(blind.table(), model.table())
     assert blind.policy is None
+    with pytest.raises(InputError, match="nobody thinks"):
+        blind.explain(HISTORIES)
     assert "thought.weight" not in blind.state_dict()
 
 
