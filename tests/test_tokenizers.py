@@ -384,6 +384,13 @@ def test_text_vectors_by_what_words_mean():
         TextVectors().fit(["", ""])
 
 
+def test_what_no_axis_shows_is_nothing():
+    """With one axis, that of gardens, kitchens have no direction, rather than that of rounding."""
+    texts = ["red garden hose", "red garden rake", "long garden hose", "steel towel", "kitchen towel", "kitchen knife"]
+    vectors = TextVectors(size=1).fit(texts)
+    assert np.abs(vectors).ravel().tolist() == [1, 1, 1, 0, 0, 0]
+
+
 def test_sizes_of_one_character_tell_items_apart():
     texts = [f"cotton glove size {size} pair" for size in "ABCSML23"] * 2
     vectors = TextVectors(size=8).fit(texts)
@@ -397,6 +404,9 @@ def test_collaborative_vectors_bring_together_what_is_taken_together():
     cosine = vectors @ vectors.T
     assert cosine[:10, :10].mean() > 0.8 > 0.2 > cosine[:10, 10:20].mean()
     assert not vectors[20].any()
+    # with one axis it is that of two who are rare and always together, and the other three have no direction
+    pair = collaborative_vectors([[0, 1, 2]] * 9 + [[3, 4]], 5, size=1)
+    assert np.abs(pair).ravel() == pytest.approx([0, 0, 0, 1, 1])
     with pytest.raises(InputError, match="no sequence holds two items"):
         collaborative_vectors([[1]], 50)
 

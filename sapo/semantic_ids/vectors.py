@@ -29,7 +29,8 @@ def item_texts(texts: Mapping[str, Sequence[str]]) -> list[str]:
 
 @dataclass
 class TextVectors:
-    """TF-IDF of words and pairs of words, reduced by truncated SVD, rows of length 1; a text without known words is 0.
+    """TF-IDF of words and pairs of words, reduced by truncated SVD, rows of length 1; 0 is a text without known
+    words, or with words that no axis shows.
 
     Args:
         size: numbers of a vector; fewer where the texts have fewer independent words.
@@ -102,7 +103,8 @@ def collaborative_vectors(
 ) -> Vectors:
     """Which items stand near each other: truncated SVD of positive pointwise mutual information, rows of length 1.
 
-    Pass training sequences only. Items that none of them holds are 0, and so are numbers beyond those of the items.
+    Pass training sequences only. Items that none of them holds, or that no axis shows, are 0, and so are numbers beyond
+    those of the items.
 
     Raises:
         InputError: no sequence of two items.
@@ -139,4 +141,7 @@ def _tfidf(**options: object) -> "TfidfVectorizer":
 
 def _unit(vectors: ndarray) -> Vectors:
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return (vectors / np.where(lengths > 0, lengths, 1)).astype(np.float32)
+    # What no axis shows (words that all were left out, a few items apart from all others) is rounding, and would
+    # become a direction of its own.
+    shown = lengths > 1e-6
+    return (np.where(shown, vectors, 0) / np.where(shown, lengths, 1)).astype(np.float32)
