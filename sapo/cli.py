@@ -586,15 +586,17 @@ class Compare:
         import pandas as pd
 
         from sapo.analysis.tokenizers import Comparison, compare
+        from sapo.files import updating
         from sapo.runs import write_table
 
         _at_least_one("seeds", self.seeds)
         path = self.to / "tokenizers.csv"
         for rows in compare(self.folders, Comparison(seeds=tuple(range(self.seeds)), epochs=self.epochs)):
-            if path.is_file():
-                old = pd.read_csv(path)
-                rows = pd.concat([old[old["dataset"] != rows["dataset"].iloc[0]], rows])
-            write_table(_rounded(rows, 6), path)
+            with updating(self.to):
+                if path.is_file():
+                    old = pd.read_csv(path)
+                    rows = pd.concat([old[old["dataset"] != rows["dataset"].iloc[0]], rows])
+                write_table(_rounded(rows, 6), path)
         print(path)
 
 

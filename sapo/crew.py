@@ -5,13 +5,14 @@ import signal
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
 from typing import Any
 
 import torch
 import transformers
+from threadpoolctl import threadpool_limits
 
 from sapo import processes
 from sapo.errors import InputError
@@ -60,12 +61,12 @@ class Crew:
         done = {task for task in tasks if task.done}
         todo = [task for task in tasks if not task.done]
         if self.workers == 1:
-            _quiet_and_single_threaded()
             processes.wait()  # none looks at what is done while another still writes
-            for task in todo:
-                if task.together or processes.is_first():
-                    task.function(*task.arguments)
-                processes.wait()
+            with _quiet_and_single_threaded():
+                for task in todo:
+                    if task.together or processes.is_first():
+                        task.function(*task.arguments)
+                    processes.wait()
             return
         running: dict[Future, Task] = {}
         while todo or running:
@@ -83,11 +84,18 @@ class Crew:
                 done.add(running.pop(future))
 
 
-def _quiet_and_single_threaded() -> None:
+@contextmanager
+def _quiet_and_single_threaded() -> Iterator[None]:
     """One thread, so that numbers do not depend on the machine's cores; and no bars beside our own."""
-    torch.set_num_threads(1)
     transformers.utils.logging.disable_progress_bar()
     warnings.filterwarnings("ignore", message=".*activation_checkpointing.*", category=FutureWarning)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with threadpool_limits(1):  # what numpy and scipy calculate with
+            yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @contextmanager
@@ -101,7 +109,7 @@ def _interrupts_held_back() -> Iterator[None]:
 
 
 def _start_worker(counter: Any) -> None:
-    _quiet_and_single_threaded()
+    _Worker.threads.enter_context(_quiet_and_single_threaded())  # for as long as it lives
     with counter.get_lock():
         keep_to_line(counter.value)
         counter.value += 1
@@ -114,6 +122,7 @@ class _Worker:
 
     busy = False
     stopped = False
+    threads = ExitStack()
 
     @classmethod
     def interrupt(cls, *signal_and_frame: object) -> None:

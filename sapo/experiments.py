@@ -22,6 +22,7 @@ from sapo.analysis.results import WORLD, add_results, others, read_results
 from sapo.credit.objectives import OBJECTIVES
 from sapo.crew import Crew, Task
 from sapo.errors import InputError
+from sapo.files import updating
 from sapo.recipes import Recipe
 from sapo.runs import Job, RunFolder, read_recorded_runs, read_runs, write_table
 from sapo.stages import (
@@ -133,10 +134,11 @@ def collect(job: Job, chosen: dict[str, float]) -> pd.DataFrame:
     ]
     no_curves = pd.DataFrame(columns=[*WORLD, "method", "seed", "step", "metric", "value"])
     stage2 = [folder.table("rollouts.csv.gz") for folder in runs if folder.row["method"] == "stage2"]
-    add_results(results, out / "results.csv")
-    add_ranks([*reference_ranks(job), *map(run_ranks, runs)], out)
-    _add(pd.concat(curves) if curves else no_curves, out / "dynamics.csv.gz")
-    _add(pd.concat(stage2).drop(columns="method"), out / "rollouts.csv.gz")
+    with updating(out):
+        add_results(results, out / "results.csv")
+        add_ranks([*reference_ranks(job), *map(run_ranks, runs)], out)
+        _add(pd.concat(curves) if curves else no_curves, out / "dynamics.csv.gz")
+        _add(pd.concat(stage2).drop(columns="method"), out / "rollouts.csv.gz")
     return results
 
 
@@ -165,14 +167,16 @@ def publish(out: str | Path, record: str | Path) -> list[Path]:
     results = read_results(out / "results.csv")
     results = results[~results["metric"].str.contains(UNRECORDED)]
     results = results.assign(value=[float(f"{value:.{DIGITS}g}") for value in results["value"]])
-    add_results(results, record / "results.csv")
-    written = ["results.csv", *(name for name in KEYS if (out / name).is_file())]  # baselines have no curves
-    for name in written[1:]:
-        _add(pd.read_csv(out / name), record / name)
-    merge_ranks(out, record)
     runs = read_runs(out)
     runs = runs[runs["run"].map(lambda run: Path(run).name).isin(results["run"])]
-    write_table(pd.concat([others(read_recorded_runs(record), runs, [*WORLD, "method"]), runs]), record / "runs.csv")
+    written = ["results.csv", *(name for name in KEYS if (out / name).is_file())]  # baselines have no curves
+    with updating(record):
+        add_results(results, record / "results.csv")
+        for name in written[1:]:
+            _add(pd.read_csv(out / name), record / name)
+        merge_ranks(out, record)
+        recorded = others(read_recorded_runs(record), runs, [*WORLD, "method"])
+        write_table(pd.concat([recorded, runs]), record / "runs.csv")
     return [record / name for name in (*written, RANKS, ROWS, "runs.csv")]
 
 

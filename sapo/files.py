@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from io import BufferedIOBase
 from pathlib import Path
 
+from filelock import FileLock
 from safetensors import SafetensorError
 
 from sapo.errors import InputError
@@ -49,6 +50,14 @@ def write_atomically(path: str | Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def updating(folder: str | Path) -> Iterator[None]:
+    """Who reads the tables of a folder and writes them with rows added does it alone; another process waits."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    with FileLock(Path(folder) / ".lock"):
+        yield
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from sapo.semantic_ids.tokenizer import refuse_another_split
 # Sources that decide a result; drawing and the command line are not among them.
 CODE = (
     *("data", "semantic_ids", "credit", "policy", "training", "baselines"),
-    *("analysis/evaluation.py", "recipes.py", "runs.py", "stages.py", "experiments.py", "suite.py"),
+    *("analysis/evaluation.py", "recipes.py", "runs.py", "stages.py", "systems.py", "experiments.py", "suite.py"),
 )
 
 # What `read_runs` tells of a run.

@@ -315,6 +315,7 @@ def supervised_folder(job: Job, seed: int, name: str) -> RunFolder:
             config[what] = hashlib.sha256(Path(path).read_bytes()).hexdigest()
     if stage.parent is not None:
         config |= {"stage2": asdict(recipe.stage2), "evaluation": asdict(recipe.evaluation)}
+        config["parent"] = supervised_folder(job, seed, stage.parent).identity
     if name == "stage2":  # its rollouts are kept
         config |= {"group_size": recipe.stage3.group_size, "temperature": recipe.stage3.temperature}
     return RunFolder(job, f"seed{seed}/{name}", seed, stage.method or name, config)

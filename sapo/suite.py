@@ -32,6 +32,7 @@ from sapo.crew import Crew, Task
 from sapo.data.interactions import Rows, SplitName
 from sapo.errors import InputError
 from sapo.experiments import reference_ranks, run_ranks
+from sapo.files import updating
 from sapo.recipes import QUICK, EvaluationConfig
 from sapo.runs import Job, RunFolder, write_table
 from sapo.semantic_ids.config import TokenizerConfig
@@ -310,8 +311,9 @@ def run_baselines(
         crew.work(fused)
     tables = [f.path / table for f in folders for table in ("metrics.csv", "test.csv")]
     results = pd.concat([pd.read_csv(path) for path in (references_folder(job).path / "test.csv", *tables)])
-    add_results(results, Path(out) / "results.csv")
-    add_ranks([*reference_ranks(job), *(run_ranks(folder) for folder in folders)], out)
+    with updating(out):
+        add_results(results, Path(out) / "results.csv")
+        add_ranks([*reference_ranks(job), *(run_ranks(folder) for folder in folders)], out)
     if lost:
         raise FloatingPointError(" ".join(lost))
     return results

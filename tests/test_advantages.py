@@ -119,6 +119,16 @@ def test_no_spread_is_exactly_zero(scale, baseline, dtype):
         assert (step_advantages(rewards[:size], size, scale, baseline, across_steps=True) == 0).all()
 
 
+@pytest.mark.parametrize("scale", SCALES)
+def test_a_batch_without_spread_is_exactly_zero(scale):
+    """The float mean of 24 times 0.1 is not 0.1 either."""
+    rewards = torch.full((24, 2), 0.1)
+    rewards[0, 1] = 0.0
+    advantages = step_advantages(rewards, 4, scale, "batch")
+    assert (advantages[:, 0] == 0).all()
+    assert (advantages[:, 1] != 0).all()
+
+
 @pytest.mark.parametrize("baseline", ["batch", "none"])
 def test_a_baseline_of_another_kind_keeps_equal_groups(baseline):
     """A group of ones beside one of zeros: the batch, or nothing, is what they are compared with."""

@@ -5,6 +5,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pandas as pd
@@ -17,6 +18,7 @@ from sapo.credit.objectives import OBJECTIVES
 from sapo.data.synthetic import SyntheticConfig
 from sapo.errors import InputError
 from sapo.experiments import publish, run
+from sapo.files import updating
 from sapo.policy.backbone import BackboneConfig
 from sapo.policy.policy import Policy, recommend
 from sapo.recipes import EvaluationConfig, Recipe, RLConfig
@@ -181,6 +183,14 @@ def test_other_settings_make_other_runs_and_leave_these_alone(finished):
     same = stages.supervised_folder(other, 0, "stage2")
     assert same.path == stages.supervised_folder(job, 0, "stage2").path  # stages 1 and 2 are shared
     assert stages.stage3_folder(other, 0, "sapo", 1e-3).path != stages.stage3_folder(job, 0, "sapo", 1e-3).path
+
+
+def test_a_stage_is_another_when_the_one_before_it_is(finished, monkeypatch):
+    job, _, _ = finished
+    child, stage1 = stages.supervised_folder(job, 0, "stage2"), stages.STAGES["stage1"]
+    assert stages.STAGES["stage2"].parent == "stage1"
+    monkeypatch.setitem(stages.STAGES, "stage1", replace(stage1, method="another"))
+    assert stages.supervised_folder(job, 0, "stage2").path != child.path
 
 
 def test_same_seed_same_numbers_also_when_interrupted(finished, tmp_path, monkeypatch):
@@ -424,6 +434,19 @@ def test_publish_adds_to_the_record(finished, tmp_path):
     assert runs[["started", "hardware", "identity"]].notna().all(axis=None)
     with pytest.raises(InputError, match=r"holds no results\.csv"):
         publish(tmp_path / "nothing", tmp_path)
+
+
+def test_who_publishes_waits_for_who_does(finished, tmp_path):
+    """Both read the record and write it with rows added: one at a time, or rows are lost."""
+    _, out, _ = finished
+    with updating(tmp_path):
+        other = Thread(target=publish, args=(out, tmp_path))
+        other.start()
+        other.join(0.5)
+        assert other.is_alive()
+        assert not (tmp_path / "results.csv").exists()
+    other.join()
+    assert (tmp_path / "results.csv").exists()
 
 
 def test_bad_settings_say_so(tmp_path):

@@ -1,6 +1,7 @@
 """Sequences and their splits: cuts by hand, no target that was trained on, files that come back, located errors."""
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -8,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sapo.data import interactions as module
 from sapo.data.interactions import Interactions, PublishedPairs, Rows, Split
 from sapo.data.synthetic import SyntheticCatalogue, SyntheticConfig
 from sapo.errors import InputError
@@ -214,6 +216,31 @@ def test_round_trip(tmp_path, stems):
     assert loaded.has_published == interactions.has_published
     if loaded.has_published:
         assert loaded.published() == interactions.published()
+
+
+@pytest.mark.parametrize("trouble", ["tab", "disk"])
+def test_what_cannot_be_saved_changes_nothing(tmp_path, monkeypatch, trouble):
+    """Half of a cut in time would be read as leave-one-out, and give test targets to training."""
+    load(tmp_path).save(tmp_path / "there")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "there").iterdir()}
+    interactions = load(tmp_path)
+    if trouble == "tab":
+        interactions = replace(interactions, user_ids=[f"a\t{user}" for user in interactions.user_ids])
+        expected = pytest.raises(InputError, match="holds a tab")
+    else:
+        written, write = [], module.write_table
+        full = OSError(28, "No space left on device")
+
+        def until_full(*arguments):
+            if len(written) == 3:
+                raise full
+            written.append(write(*arguments))
+
+        monkeypatch.setattr(module, "write_table", until_full)
+        expected = pytest.raises(OSError, match="No space left")
+    with expected:
+        interactions.save(tmp_path / "there")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "there").iterdir()} == before
 
 
 def test_same_interactions_same_bytes(tmp_path):

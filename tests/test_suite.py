@@ -7,6 +7,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 import torch
+from threadpoolctl import threadpool_info
 
 from sapo import suite
 from sapo.analysis.evaluation import ranking_metrics
@@ -123,8 +124,8 @@ def test_models_of_codes_may_have_sids_of_their_own(finished, tmp_path, monkeypa
     for seed in (0, 1):
         expected = ItemTokenizer(replace(tokenizer, seed=seed)).fit(item_texts(catalog.texts), split)
         codes = extra_token(expected) if collision_rate(expected) else expected
-        starts = torch.tensor([1, 5, 9])[: codes.shape[1]]
-        assert (codes.amax(0)[:2] == 3).all()
+        sizes = codes.amax(0) + 1
+        starts = 1 + sizes.cumsum(0) - sizes  # 0 pads, then the codes of each level
         assert suite.build(job, "LETTER-TIGER", 0, seed).tokens.tolist() == (codes + starts).tolist()
         learnt.append(expected)
     assert not torch.equal(*learnt)
@@ -335,6 +336,22 @@ def test_worker_processes_give_the_numbers_of_one(finished, tmp_path):
         crew.work([suite.Task(suite.fit_baseline, (job[1], "GRU4Rec", number, 0), done=False) for number in (0, 1)])
     one, other = (pd.read_csv(suite.baseline_folder(of, "GRU4Rec", 0, 0).path / "log.csv") for of in job)
     pd.testing.assert_frame_equal(one, other)
+
+
+def test_one_worker_takes_one_thread_and_gives_the_others_back():
+    before, seen = torch.get_num_threads(), []
+
+    def look():
+        seen.extend([torch.get_num_threads(), *(pool["num_threads"] for pool in threadpool_info())])
+
+    try:
+        torch.set_num_threads(2)
+        suite.Crew(1).work([suite.Task(look, (), done=False)])
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert len(seen) > 1
+    assert set(seen) == {1}
 
 
 def test_unknown_names_say_so(finished, tmp_path):

@@ -391,6 +391,26 @@ def test_what_no_axis_shows_is_nothing():
     assert np.abs(vectors).ravel().tolist() == [1, 1, 1, 0, 0, 0]
 
 
+@pytest.mark.parametrize("balanced", [False, True])
+def test_what_centroids_leave_of_their_own_items_is_nothing(balanced):
+    """Eight different vectors and eight codes: the level after has nothing to say, not even of rounding."""
+    generator = torch.Generator().manual_seed(0)
+    vectors = torch.randn(8, 16, generator=generator).repeat(5, 1)
+    model = ResidualKMeans((8, 4), balanced=balanced)
+    codes = model.fit(vectors)
+    assert len(codes[:, 0].unique()) == 8
+    assert not model.codebooks[1].any()
+    one_by_one = torch.cat([model.encode(vector[None]) for vector in vectors])
+    assert torch.equal(one_by_one[:, 0], codes[:, 0])
+    assert not one_by_one[:, 1].any()
+
+
+def test_axes_are_as_many_as_texts_are_independent():
+    """A further one would be any direction: nothing of these texts, but something of others."""
+    vectors = TextVectors(size=8).fit(["red hat", "red hat", "blue cup", "blue cup", "red hat blue cup"])
+    assert vectors.shape == (5, 2)  # the last is half of one and half of the other
+
+
 def test_sizes_of_one_character_tell_items_apart():
     texts = [f"cotton glove size {size} pair" for size in "ABCSML23"] * 2
     vectors = TextVectors(size=8).fit(texts)
@@ -545,6 +565,13 @@ def test_report_by_hand():
     # of the three items with a category only the first two share a first code, and their category too
     assert report["same_category_0"] == pytest.approx(2 / 6)
     assert report["same_category_1"] == 1
+
+
+def test_items_without_a_vector_are_nobodys_neighbours():
+    sids = torch.tensor([[0, 0], [0, 0], [1, 0], [1, 0], [1, 1]])
+    report = sid_report(sids, torch.tensor([[0.0, 0], [1, 0], [1, 0.1], [0, 1], [0.1, 1]]))
+    # among the last four the first two, and the other two, are nearest to each other
+    assert [report["neighbours_share_1"], report["neighbours_share_2"]] == [2 / 4, 0]
 
 
 def test_chance_match_against_pairs():

@@ -786,6 +786,10 @@ def test_evaluation_scores_the_eval_dataset_with_the_same_objective(folder, tmp_
     trainer = ours(folder, tmp_path, tokenizer, eval_dataset=dataset(8), **options)
     first, again = trainer.evaluate(), trainer.evaluate()
     assert first["eval_loss"] == again["eval_loss"]
+    seeds, seed_of = [], trainer._seed
+    trainer._seed = lambda purpose: seeds.append(seed_of(purpose)) or seeds[-1]
+    trainer.evaluate()
+    assert len(seeds) == len(set(seeds)) == 2  # 16 completions, 8 a batch: each with draws of its own
     match = [first[f"eval_rewards/sid_level_{k + 1}/mean"] for k in range(len(SIZES))]
     assert first["eval_reward"] == pytest.approx(sum(match), abs=1e-6)  # SAPO's reward, summed over the levels
     assert 0 < sum(match) < len(SIZES)

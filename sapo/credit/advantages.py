@@ -31,8 +31,9 @@ def step_advantages(
             "batch", or "none".
 
     The std is the sample std plus 1e-4. Where a group has no spread, every advantage that is relative to the group is
-    exactly 0. Spread is max != min: the float mean of G equal rewards can differ from them in the last bit, and that
-    difference over 1e-4 is an advantage Adam turns into a full step.
+    exactly 0, and where the batch has none, every one that is relative to the batch. Spread is max != min: the float
+    mean of equal rewards can differ from them in the last bit, and that difference over 1e-4 is an advantage Adam turns
+    into a full step.
 
     Raises:
         InputError: group_size below 2 or not a divisor of B; an unknown scale or baseline.
@@ -47,7 +48,8 @@ def step_advantages(
         raise InputError(f"group_size {group_size} does not divide the batch of {batch} completions into whole groups.")
     # (prompts, group, columns): one column a step, or one for all steps together
     groups = values.reshape((-1, group_size * steps, 1) if across_steps else (-1, group_size, steps))
-    no_spread = groups.amax(1, keepdim=True) == groups.amin(1, keepdim=True)
+    compared = (0, 1) if baseline == "batch" else 1
+    no_spread = groups.amax(compared, keepdim=True) == groups.amin(compared, keepdim=True)
 
     if baseline == "group":
         centred = groups - groups.mean(1, keepdim=True)
@@ -70,7 +72,7 @@ def step_advantages(
     else:
         raise InputError(f"scale is {scale!r}: use 'group', 'batch' or 'none'.")
 
-    if baseline in ("group", "leave_one_out"):
+    if baseline != "none":
         scaled = scaled.masked_fill(no_spread, 0.0)
     return scaled.reshape(batch, steps)
 

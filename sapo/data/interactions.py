@@ -6,6 +6,7 @@ the other.
 """
 
 import math
+import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -182,21 +183,33 @@ class Interactions:
         return cls(users, sequences, num_items, pairs, days)
 
     def save(self, folder: str | Path) -> None:
-        """Write what `load` reads, beside the `items.tsv.gz` that `Catalog.save` writes; an earlier cut goes."""
-        for stem in ("sequences", "sequences_extended", "valid", "test"):
-            for suffix in (".tsv.gz", ".tsv"):
-                (Path(folder) / f"{stem}{suffix}").unlink(missing_ok=True)
-        if self.days is None:
-            write_table(folder, "sequences", ["user_id", "items"], zip(self.user_ids, self.items, strict=True))
-        else:
-            dated = zip(self.user_ids, self.items, self.days, strict=True)
-            write_table(folder, "sequences", ["user_id", "items", "days"], dated)
-        if self.published_pairs:
-            pairs = self.published_pairs
-            sequences = ([user, len(s), s] for user, s in zip(pairs.users, pairs.sequences, strict=True))
-            write_table(folder, "sequences_extended", ["user_id", "n_train", "items"], sequences)
-            for stem, rows in (("valid", pairs.valid), ("test", pairs.test)):
-                write_table(folder, stem, ["user_id", "history", "target"], zip(*_columns(rows), strict=True))
+        """Write what `load` reads, beside the `items.tsv.gz` that `Catalog.save` writes; an earlier cut goes.
+
+        On any error the folder stays as it was: half a cut would be another split.
+
+        Raises:
+            InputError: a user id that holds a tab or a line break.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".partial-", dir=folder) as partial:
+            if self.days is None:
+                write_table(partial, "sequences", ["user_id", "items"], zip(self.user_ids, self.items, strict=True))
+            else:
+                dated = zip(self.user_ids, self.items, self.days, strict=True)
+                write_table(partial, "sequences", ["user_id", "items", "days"], dated)
+            if self.published_pairs:
+                pairs = self.published_pairs
+                sequences = ([user, len(s), s] for user, s in zip(pairs.users, pairs.sequences, strict=True))
+                write_table(partial, "sequences_extended", ["user_id", "n_train", "items"], sequences)
+                for stem, rows in (("valid", pairs.valid), ("test", pairs.test)):
+                    write_table(partial, stem, ["user_id", "history", "target"], zip(*_columns(rows), strict=True))
+            made = {path.name for path in Path(partial).iterdir()}
+            for name in made:
+                (Path(partial) / name).replace(folder / name)
+        stems = ("sequences", "sequences_extended", "valid", "test")
+        for earlier in {f"{stem}{suffix}" for stem in stems for suffix in (".tsv.gz", ".tsv")} - made:
+            (folder / earlier).unlink(missing_ok=True)
 
     def describe(self) -> pd.DataFrame:
         """Lengths, repeats and density of the sequences, and the rows of each split: one column, "value".

@@ -25,12 +25,13 @@ def sid_report(
     """Everything below, by name; levels count from 1. Entropies are in bits, over items that are equally likely.
 
     Args:
-        vectors: of the items' texts, for what neighbours share.
+        vectors: of the items' texts, for what neighbours share; items whose vector is 0 have none and are nobody's.
         categories: of the items, for what a prefix means; items without one are left out.
     """
     facts: dict[str, float] = {"items": len(sids), "collision_rate": collision_rate(sids)}
     whole = groups(sids)
-    near = None if vectors is None else nearest_neighbours(vectors)
+    described = None if vectors is None else vectors.ne(0).any(1)
+    near = None if vectors is None else nearest_neighbours(vectors[described])
     for level in range(1, sids.shape[1] + 1):
         before, upto = groups(sids[:, : level - 1]), groups(sids[:, :level])
         code = groups(sids[:, level - 1 : level])
@@ -44,7 +45,8 @@ def sid_report(
         facts[f"fixed_after_{level}"] = float((sids_below[upto] == 1).float().mean())
         facts[f"chance_{level}"] = chance_match(before, code)
         if near is not None:
-            facts[f"neighbours_share_{level}"] = float((upto == upto[near]).float().mean())
+            here = upto[described]
+            facts[f"neighbours_share_{level}"] = float((here == here[near]).float().mean())
         if categories is not None:
             facts[f"same_category_{level}"] = same_category(upto, categories)
     if categories is not None:

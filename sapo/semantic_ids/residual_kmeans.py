@@ -51,7 +51,7 @@ class ResidualKMeans:
             centroids, assigned = balanced_kmeans(*settings) if self.balanced else kmeans(*settings, self.starts)
             self.codebooks.append(centroids)
             codes.append(assigned)
-            residual = residual - centroids[assigned]
+            residual = left_over(residual, centroids[assigned])
         return torch.stack(codes, 1)
 
     def encode(self, vectors: Float[Tensor, "N D"]) -> Int[Tensor, "N K"]:
@@ -81,8 +81,15 @@ def residual_codes(vectors: Float[Tensor, "N D"], codebooks: list[Float[Tensor, 
     codes, residual = [], vectors
     for book in codebooks:
         codes.append(nearest(residual, book))
-        residual = residual - book[codes[-1]]
+        residual = left_over(residual, book[codes[-1]])
     return torch.stack(codes, 1)
+
+
+def left_over(vectors: Float[Tensor, "N D"], centroids: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
+    """What their centroids leave of vectors: nothing, rather than its rounding, of those that are theirs alone."""
+    residual = vectors - centroids
+    rounding = residual.norm(dim=1, keepdim=True) < 1e-5 * vectors.norm(dim=1, keepdim=True)
+    return residual.masked_fill(rounding, 0)
 
 
 def last_distances(
@@ -90,7 +97,7 @@ def last_distances(
 ) -> Float[Tensor, "N C"]:
     """Distances to the last level's codes, of what the codes before have left over."""
     for book, column in zip(codebooks[:-1], codes.T, strict=False):
-        vectors = vectors - book[column]
+        vectors = left_over(vectors, book[column])
     return distances(vectors, codebooks[-1])
 
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 Vectors = Float32[ndarray, "N D"]
 
+_ROUNDING = 1e-6
+
 
 def item_texts(texts: Mapping[str, Sequence[str]]) -> list[str]:
     """Title, brand, category and description of every item as one text, of `Catalog.texts` or `load_texts`."""
@@ -58,7 +60,9 @@ class TextVectors:
         size = min(self.size, *(length - 1 for length in weights.shape))
         if size < 1:
             raise InputError(f"{weights.shape[0]} items with {weights.shape[1]} words are too few for text vectors.")
-        self._axes = TruncatedSVD(size, n_iter=7, random_state=self.seed).fit(weights).components_
+        svd = TruncatedSVD(size, n_iter=7, random_state=self.seed).fit(weights)
+        # Axes beyond the rank are any directions at all: nothing of these texts, but something of others.
+        self._axes = svd.components_[svd.singular_values_ > _ROUNDING * svd.singular_values_.max()]
         return self.encode(texts)
 
     def encode(self, texts: Sequence[str]) -> Vectors:
@@ -143,5 +147,5 @@ def _unit(vectors: ndarray) -> Vectors:
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     # What no axis shows (words that all were left out, a few items apart from all others) is rounding, and would
     # become a direction of its own.
-    shown = lengths > 1e-6
+    shown = lengths > _ROUNDING
     return (np.where(shown, vectors, 0) / np.where(shown, lengths, 1)).astype(np.float32)

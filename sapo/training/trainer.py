@@ -139,6 +139,7 @@ class SAPOTrainer(GRPOTrainer):
         self._sampled: Tensor | None = None  # log-probabilities of a batch that was sampled a moment ago
         self._silent_batches = 0
         self._update_began = (-1, 0)  # its number, and the micro-step it began at
+        self._evaluated = 0  # batches of the evaluation at hand
         self._start_is_checked = args.beta == 0
         given = [] if reward_funcs is None else reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
         own = _reward_functions(layout)
@@ -260,12 +261,12 @@ class SAPOTrainer(GRPOTrainer):
         """Derived, never carried: a resumed run draws what an undisturbed one would have drawn.
 
         An update may see several generations, so the micro-step within it counts too: from the update's start, since
-        the last update of an epoch may be a short one.
+        the last update of an epoch may be a short one. Of an evaluation, the batch counts.
         """
         if self._update_began[0] != self.state.global_step:
             self._update_began = (self.state.global_step, self._step)
-        within = self._step - self._update_began[1]
         mode = int(self.model.training)
+        within = self._step - self._update_began[1] if mode else self._evaluated
         return (self.args.seed, self.state.global_step, within, mode, self.accelerator.process_index, purpose)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -619,9 +620,16 @@ class SAPOTrainer(GRPOTrainer):
             epoch=lambda: int(self.state.epoch or 0),
         )
 
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """The stock one; every evaluation draws from the start."""
+        self._evaluated = 0
+        return super().get_eval_dataloader(eval_dataset)
+
     def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
         if not self.model.training:
-            return self._generate_and_score_completions(generation_batch)
+            inputs = self._generate_and_score_completions(generation_batch)
+            self._evaluated += 1
+            return inputs
         buffered: list[dict[str, Any]] | None = self._buffered_inputs  # type: ignore[has-type]
         if self._step % (self.args.steps_per_generation * self.num_iterations) == 0 or buffered is None:
             batch = self._generate_and_score_completions(generation_batch)
