@@ -495,7 +495,7 @@ def _prompt_weight(key: str, exact_match: float) -> float:
 
 def _step_weight(point: Objective, probability: float) -> float:
     """E[A | hit] - E[A | miss] at a step that is right with this probability, G = 16."""
-    others = torch.arange(16)
+    others = torch.arange(16, dtype=torch.float64)
     chance = torch.distributions.Binomial(15, torch.tensor(probability, dtype=torch.float64)).log_prob(others).exp()
     means = []
     for own in (1, 0):

@@ -1,5 +1,6 @@
 """The command `sapo`. Every option is a field of a dataclass below; `sapo COMMAND --help` explains them."""
 
+import io
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -746,6 +747,9 @@ def _at_least_one(name: str, value: int | None) -> None:
 
 def main() -> None:
     """Run a command; a mistake in the input is one message on stderr and exit code 1."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal of another alphabet shows "?"
     try:
         tyro.cli(Command, prog="sapo", description="Step-Aligned Policy Optimization for recommenders that think.")()
     except (InputError, FloatingPointError) as error:

@@ -45,7 +45,7 @@ def code_version() -> str:
     files = sorted(
         file for part in CODE for file in ([root / part] if part.endswith(".py") else (root / part).rglob("*.py"))
     )
-    return _digest(*((str(file.relative_to(root)), file.read_text()) for file in files))
+    return _digest(*((str(file.relative_to(root)), file.read_text("utf-8")) for file in files))
 
 
 def _digest(*parts: Any) -> str:
@@ -159,6 +159,7 @@ class RunFolder:
         if not self.manifest:
             self.path.mkdir(parents=True, exist_ok=True)
             self._write(status="running", started=datetime.now(UTC).isoformat(timespec="seconds"))
+        self.clear()
         whole = []
         for checkpoint in sorted(self.path.glob("checkpoints/checkpoint-*")):
             if _is_json(checkpoint / "trainer_state.json") and checkpoint.name != f"checkpoint-{updates}":
@@ -166,6 +167,11 @@ class RunFolder:
             else:
                 shutil.rmtree(checkpoint)
         return bool(whole)
+
+    def clear(self) -> None:
+        """Drop what a run that was killed left half-written."""
+        for half in self.path.rglob(".partial-*"):
+            shutil.rmtree(half) if half.is_dir() else half.unlink()
 
     def finish(self, seconds: float, updates: int, metrics: dict[str, float], counts: dict[str, int]) -> None:
         """Write the metrics, mark the run finished, remove its checkpoints, in this order: a stop costs nothing."""
@@ -206,7 +212,7 @@ class RunFolder:
             *(f"    {line}" for line in json.dumps(self.config, indent=1).splitlines()),
         ]
         with write_atomically(self.policy / "README.md") as path:
-            path.write_text("\n".join(lines) + "\n")
+            path.write_text("\n".join(lines) + "\n", "utf-8")
 
     def _write(self, **more: Any) -> None:
         manifest = {

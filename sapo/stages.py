@@ -271,6 +271,7 @@ def run_test(job: Job, folder: RunFolder) -> None:
         metrics, users = evaluate_policy(policy, world.split, "test", limit, batch_size=batch, title=title)
     if not processes.is_first():
         return
+    folder.clear()
     write_table(users, folder.path / "per_user.csv.gz")
     write_table(folder.results("measured", metrics, len(users)), folder.path / "test.csv")
 

@@ -166,6 +166,7 @@ def rank_test_rows(job: Job, name: str, number: int, seed: int) -> None:
 
 def _write_test(folder: RunFolder, ranked: Int[Tensor, "U R"], rows: Rows) -> None:
     metrics, users = evaluate_ranking(ranked, rows, KS)
+    folder.clear()
     write_table(users, folder.path / "per_user.csv.gz")
     write_table(folder.results("measured", metrics, len(rows)), folder.path / "test.csv")
 

@@ -447,9 +447,9 @@ def test_a_full_disk_is_not_the_servers_fault(server, tmp_path):
     assert len(kind.asked) == 1
 
 
-def test_what_cannot_be_fetched_says_so(server, tmp_path):
+def test_what_cannot_be_fetched_says_so(server, nobody, tmp_path):
     _, url = server
     with pytest.raises(InputError, match="missing: 404"):
         download(f"{url}/missing", tmp_path / "file")
     with pytest.raises(InputError, match="2 times in a row"):
-        download("http://127.0.0.1:9/nobody", tmp_path / "file", attempts=2, pause=0)
+        download(f"{nobody}/file", tmp_path / "file", attempts=2, pause=0)

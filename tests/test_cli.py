@@ -69,6 +69,12 @@ def test_help_says_what_a_command_does(command):
     assert command in listed.stdout
 
 
+def test_a_terminal_of_another_alphabet_shows_what_it_can():
+    answer = call("data", "--help", env=os.environ | {"PYTHONIOENCODING": "latin-1"})
+    assert answer.returncode == 0
+    assert "describe" in answer.stdout
+
+
 def test_describe(folder):
     answer = call("data", "describe", folder)
     assert answer.returncode == 0
@@ -222,7 +228,8 @@ cli.main()
         text=True,
         timeout=120,
         check=False,
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)},
+        # modules that were not compiled before would be left cut short
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent), "PYTHONDONTWRITEBYTECODE": "1"},
     )
     assert answer.returncode == 1, answer.stderr
     assert "Finished runs are intact" in answer.stderr
@@ -245,7 +252,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path, after):
         time.sleep(0.01)
     time.sleep(after)
     os.killpg(process.pid, signal.SIGINT)  # what a terminal sends to all processes of the job
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=600)
     assert process.returncode == 130
     assert "The same command goes on" in errors
     assert "Traceback" not in errors

@@ -216,10 +216,11 @@ def test_same_seed_same_numbers_also_when_interrupted(finished, tmp_path, monkey
     pd.testing.assert_frame_equal(first, second, check_exact=True)
 
 
-def test_a_full_disk_leaves_earlier_results_intact(finished, monkeypatch):
-    job, out, _ = finished
+def test_a_full_disk_leaves_earlier_results_intact(finished, tmp_path, monkeypatch):
+    job, first, _ = finished
+    out = shutil.copytree(first, tmp_path / "out")
     before = (out / "results.csv").read_bytes()
-    other = replace(job, recipe=replace(TINY, stage3=replace(TINY.stage3, updates=2, log_every=1)))
+    other = replace(job, recipe=replace(TINY, stage3=replace(TINY.stage3, updates=2, log_every=1)), out=str(out))
 
     def full(*arguments, **options):
         raise OSError(errno.ENOSPC, "No space left on device", "policy")
@@ -315,6 +316,16 @@ def test_a_checkpoint_that_was_cut_short_is_not_resumed(finished, tmp_path):
         (path / "trainer_state.json").write_text(text)
     assert folder.start(12)
     assert [path.name for path in (folder.path / "checkpoints").iterdir()] == ["checkpoint-3"]
+
+
+def test_what_a_killed_run_left_half_written_goes(finished, tmp_path):
+    job, _, _ = finished
+    folder = stages.supervised_folder(replace(job, out=str(tmp_path)), 0, "stage1")
+    for half in (folder.path / ".partial-policy", folder.path / "checkpoints"):
+        half.mkdir(parents=True)
+        (half / ".partial-weights").write_bytes(b"half")
+    folder.start(12)
+    assert sorted(path.name for path in folder.path.rglob("*")) == ["checkpoints", "run.json"]
 
 
 def test_a_catalogue_smaller_than_a_ranking(tmp_path):

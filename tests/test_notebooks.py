@@ -30,7 +30,7 @@ def test_notebook_runs(path: Path, monkeypatch: pytest.MonkeyPatch):
     notebook = nbformat.read(path, as_version=4)
     resources = {"metadata": {"path": str(path.parent)}}
     # Sockets in a folder of their own: two test workers that start kernels at once could pick the same free TCP port.
-    # pytest's tmp_path is too long for a socket's name.
-    with TemporaryDirectory() as folder:
+    # pytest's tmp_path is too long for a socket's name, and so may be TMPDIR.
+    with TemporaryDirectory(dir="/tmp") as folder:
         config = Config({"KernelManager": {"transport": "ipc", "ip": f"{folder}/kernel"}})
         NotebookClient(notebook, timeout=120, kernel_name="python3", resources=resources, config=config).execute()

@@ -325,7 +325,9 @@ def test_a_broken_manifest_is_named(out):
 def test_from_the_shell(out):
     command = [sys.executable, str(SCRIPTS / "table_component_ablation.py"), "--out", str(out)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == [str(out / "tables" / f"table_component_ablation.{kind}") for kind in ("csv", "tex")]
+    assert done.stdout.splitlines() == [
+        str(out / "tables" / f"table_component_ablation.{kind}") for kind in ("csv", "tex")
+    ]
 
 
 def test_bad_input_is_one_line_for_the_shell(out, monkeypatch):

@@ -151,7 +151,7 @@ def test_each_row_is_asked_once_and_a_stopped_run_goes_on(server, tmp_path):
     assert read_rationales(path, CATALOG) == whole
 
 
-def test_a_busy_server_is_asked_again_and_a_refusal_is_not(server, tmp_path):
+def test_a_busy_server_is_asked_again_and_a_refusal_is_not(server, nobody, tmp_path):
     server["failures"] = 2
     assert OpenAITeacher(server["url"], "m", pause=0)("why?") == "answer 3"
     server["failures"], server["code"] = 9, 401
@@ -169,7 +169,7 @@ def test_a_busy_server_is_asked_again_and_a_refusal_is_not(server, tmp_path):
     with pytest.raises(InputError, match="an answer of another form"):
         OpenAITeacher(server["url"], "m", pause=0)("why?")
     with pytest.raises(InputError, match=r"chat/completions: .*refused"):
-        OpenAITeacher("http://127.0.0.1:9", "m", pause=0, attempts=2)("why?")
+        OpenAITeacher(nobody, "m", pause=0, attempts=2)("why?")
 
 
 @pytest.mark.parametrize("parallel", [1, 8])

@@ -599,7 +599,7 @@ def test_negatives_are_uniform_over_what_the_training_sequence_does_not_hold():
     assert 5 not in drawn[3000:].tolist()
 
 
-def pairs_decide(users=400, seed=0):
+def pairs_decide(users=400, seed=1):
     """What follows is decided by two items together: 4 if they are the same, else 5, and either item alone says
     nothing."""
     rng = np.random.default_rng(seed)
@@ -611,19 +611,25 @@ def pairs_decide(users=400, seed=0):
 
 
 @pytest.mark.parametrize(
-    ("kind", "size", "rate", "epochs"),
-    [(SASRec, 32, 5e-3, 40), (GRU4Rec, 32, 5e-3, 40), (Caser, 32, 5e-3, 40), (HSTU, 64, 3e-3, 70)],
+    ("kind", "settings", "rate", "epochs"),
+    [
+        (SASRec, {"size": 64, "heads": 2}, 1e-3, 80),
+        (GRU4Rec, {"size": 32}, 5e-3, 40),
+        (Caser, {"size": 32}, 5e-3, 40),
+        (HSTU, {"size": 64}, 3e-3, 70),
+    ],
 )
-def test_what_two_items_say_together_is_learnt(kind, size, rate, epochs):
-    """Co-occurrence, which adds up what each says, is right half of the time, give or take .025 (one sd)."""
+def test_what_two_items_say_together_is_learnt(kind, settings, rate, epochs):
+    """Who adds up what each says can be right for three of the four pairs at most (0.75, one sd 0.02)."""
     split = pairs_decide().leave_one_out()
     torch.manual_seed(0)
-    model = kind(8, split.users if kind is Caser else (), size=size, dropout=0.0)
+    model = kind(8, split.users if kind is Caser else (), dropout=0.0, **settings)
     fit(model, split, FitConfig(epochs=epochs, patience=epochs, batch_size=32, learning_rate=rate), seed=0)
     history, targets = split.valid.history, torch.tensor(split.valid.target)
-    assert (model.rank(history, 1)[:, 0] == targets).float().mean() > 0.7
-    counted = CoOccurrence().fit(split.sequences, 8).rank(history, 1)[:, 0]
-    assert (counted == targets).float().mean() < 0.6
+    assert (model.rank(history, 1)[:, 0] == targets).float().mean() > 0.8
+    ranked = CoOccurrence().fit(split.sequences, 8).rank(history, 8)
+    counted = ranked[(ranked == 4) | (ranked == 5)].view(-1, 2)[:, 0]  # the first of the two
+    assert 0.4 < (counted == targets).float().mean() < 0.6  # its counts differ by chance, and decide at random
 
 
 @pytest.mark.parametrize("loss", ["softmax", "bce"])

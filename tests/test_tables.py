@@ -117,7 +117,7 @@ def test_rows_are_ranked_within_dataset_and_ties_share_a_mark(tmp_path):
         results("stage2", "recall@10", 0.2, dataset="a"),
         results("grpo", "recall@10", 0.1, dataset="b"),
     ]
-    text = write_table(results_table(pd.concat(rows), ["recall@10"]), tmp_path / "t")[1].read_text()
+    text = write_table(results_table(pd.concat(rows), ["recall@10"]), tmp_path / "t")[1].read_text("utf-8")
     assert text.count(r"\textbf{0.3000}") == 2
     assert text.count(r"\underline{0.2000}") == 1
     assert text.count(r"& 0.1000 \\") == 1  # alone in its data set
@@ -144,7 +144,7 @@ def test_columns_of_ones_own(tmp_path):
     table = pd.DataFrame(
         {"step reward": ["on", "off", ""], "ndcg@10": [0.2, math.nan, 0.1], "ndcg@10_half": [0.01] + 2 * [math.nan]}
     )
-    text = write_table(table, tmp_path / "t")[1].read_text()
+    text = write_table(table, tmp_path / "t")[1].read_text("utf-8")
     assert r"on & \textbf{0.2000 $\pm$ 0.0100} \\" in text
     assert r"off & -- \\" in text
     assert r"-- & \underline{0.1000} \\" in text
@@ -152,7 +152,7 @@ def test_columns_of_ones_own(tmp_path):
 
 def test_long_text_is_wrapped_and_long_tables_run_over_pages(tmp_path):
     table = pd.DataFrame({"claim": ["word " * 20] * 60, "verdict": ["holds"] * 60})
-    text = write_table(table, tmp_path / "t")[1].read_text()
+    text = write_table(table, tmp_path / "t")[1].read_text("utf-8")
     assert r"\usepackage{booktabs,longtable}" in text
     assert r"\begin{longtable}{p{0.72\linewidth}l}" in text
     assert text.endswith("\\end{longtable}\n")

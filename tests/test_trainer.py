@@ -453,7 +453,7 @@ def test_how_an_update_is_cut_does_not_change_what_values_learn(folder, tmp_path
         critic.accelerator.gradient_state._set_sync_gradients(True)
         gradients.append(torch.cat([value.grad.flatten() for value in critic.parameters() if value.grad is not None]))
     assert gradients[0].abs().max() > 1e-3
-    torch.testing.assert_close(*gradients, atol=1e-6, rtol=1e-5)
+    assert (gradients[0] - gradients[1]).norm() < 1e-5 * gradients[0].norm()
 
 
 def test_values_are_judged_in_evaluation_too(folder, tmp_path, tokenizer):
