@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 Vectors = Float32[ndarray, "N D"]
 
-_ROUNDING = 1e-6
+_ROUNDING = 1e-6  # of numbers of the order of 1
 
 
 def item_texts(texts: Mapping[str, Sequence[str]]) -> list[str]:
