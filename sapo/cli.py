@@ -747,9 +747,8 @@ def _at_least_one(name: str, value: int | None) -> None:
 
 def main() -> None:
     """Run a command; a mistake in the input is one message on stderr and exit code 1."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal of another alphabet shows "?"
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # where the terminal's alphabet lacks a sign, as on stderr
     try:
         tyro.cli(Command, prog="sapo", description="Step-Aligned Policy Optimization for recommenders that think.")()
     except (InputError, FloatingPointError) as error:

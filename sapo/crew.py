@@ -87,6 +87,9 @@ class Crew:
 @contextmanager
 def _quiet_and_single_threaded() -> Iterator[None]:
     """One thread, so that numbers do not depend on the machine's cores; and no bars beside our own."""
+    import scipy.linalg  # noqa: F401  the limit below is of libraries that are there
+    import sklearn  # noqa: F401
+
     transformers.utils.logging.disable_progress_bar()
     warnings.filterwarnings("ignore", message=".*activation_checkpointing.*", category=FutureWarning)
     threads = torch.get_num_threads()

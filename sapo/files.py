@@ -4,7 +4,7 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from io import BufferedIOBase
 from pathlib import Path
@@ -17,6 +17,11 @@ from sapo.errors import InputError
 LONGEST_LINE = 2**25  # bytes; a file that unpacks into one endless line must not fill the memory
 # What torch says when a checkpoint does not fit the disk; which of them depends on where in the file it ended.
 _TORCH_CANNOT_WRITE = ("PytorchStreamWriter", "inline_container", "iostream error")
+
+
+def _partial() -> str:
+    """How temporary names begin: whose they are."""
+    return f".partial-{os.getpid()}-"
 
 
 @contextmanager
@@ -41,7 +46,7 @@ def write_atomically(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=".partial-", suffix="".join(path.suffixes), dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=_partial(), suffix="".join(path.suffixes), dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -54,10 +59,31 @@ def write_atomically(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def updating(folder: str | Path) -> Iterator[None]:
-    """Who reads the tables of a folder and writes them with rows added does it alone; another process waits."""
+    """Who reads the tables of a folder and writes them with rows added does it alone; another process waits. Not to be
+    nested."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     with FileLock(Path(folder) / ".lock"):
+        drop_halves(Path(folder).glob(".partial-*"))
         yield
+
+
+def drop_halves(partial: Iterable[Path]) -> None:
+    """Remove what processes that are no more left half-written, of temporary files and folders as they are named
+    above."""
+    for path in partial:
+        number = path.name.split("-")[1]
+        if number.isdigit() and not _runs(int(number)):
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)  # asks, and does nothing
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 @contextmanager
@@ -65,7 +91,7 @@ def write_folder_atomically(path: str | Path) -> Iterator[Path]:
     """The same for a folder: an existing folder at `path` is replaced only once the other one is whole."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=".partial-", dir=path.parent))
+    temporary = Path(tempfile.mkdtemp(prefix=_partial(), dir=path.parent))
     try:
         yield temporary
         temporary.chmod(0o755)

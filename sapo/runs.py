@@ -21,7 +21,7 @@ from sapo.data.catalog import Catalog
 from sapo.data.interactions import Interactions, Split, SplitName
 from sapo.data.synthetic import SyntheticCatalogue
 from sapo.errors import InputError
-from sapo.files import write_atomically
+from sapo.files import drop_halves, write_atomically
 from sapo.recipes import Recipe
 from sapo.semantic_ids.tokenizer import refuse_another_split
 
@@ -170,8 +170,7 @@ class RunFolder:
 
     def clear(self) -> None:
         """Drop what a run that was killed left half-written."""
-        for half in self.path.rglob(".partial-*"):
-            shutil.rmtree(half) if half.is_dir() else half.unlink()
+        drop_halves(self.path.rglob(".partial-*"))
 
     def finish(self, seconds: float, updates: int, metrics: dict[str, float], counts: dict[str, int]) -> None:
         """Write the metrics, mark the run finished, remove its checkpoints, in this order: a stop costs nothing."""

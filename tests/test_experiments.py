@@ -2,7 +2,9 @@
 
 import errno
 import json
+import os
 import shutil
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from threading import Thread
@@ -321,11 +323,18 @@ def test_a_checkpoint_that_was_cut_short_is_not_resumed(finished, tmp_path):
 def test_what_a_killed_run_left_half_written_goes(finished, tmp_path):
     job, _, _ = finished
     folder = stages.supervised_folder(replace(job, out=str(tmp_path)), 0, "stage1")
-    for half in (folder.path / ".partial-policy", folder.path / "checkpoints"):
+    process = subprocess.Popen(["true"])
+    process.wait()
+    gone, here = f".partial-{process.pid}-x", f".partial-{os.getpid()}-x"  # somebody else may still write the latter
+    for half in (folder.path / gone, folder.path / "checkpoints"):
         half.mkdir(parents=True)
-        (half / ".partial-weights").write_bytes(b"half")
+        (half / gone).write_bytes(b"half")
+    (folder.path / here).write_bytes(b"half")
+    (tmp_path / gone).write_bytes(b"half")
     folder.start(12)
-    assert sorted(path.name for path in folder.path.rglob("*")) == ["checkpoints", "run.json"]
+    assert sorted(path.name for path in folder.path.rglob("*")) == [here, "checkpoints", "run.json"]
+    with updating(tmp_path):
+        assert not (tmp_path / gone).exists()
 
 
 def test_a_catalogue_smaller_than_a_ranking(tmp_path):

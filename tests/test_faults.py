@@ -104,4 +104,4 @@ def test_a_run_that_is_killed_ends_as_one_that_is_not(seed, undisturbed, tmp_pat
     pd.testing.assert_frame_equal(timeless(whole), timeless(tmp_path), check_exact=True)
     assert weights(whole) == weights(tmp_path)
     assert len(weights(tmp_path)) >= 5  # stages 1 and 2, the control, SAPO and GRPO
-    assert not list((tmp_path / "runs").rglob(".partial-*"))
+    assert not list(tmp_path.rglob(".partial-*"))

@@ -243,6 +243,25 @@ def test_what_cannot_be_saved_changes_nothing(tmp_path, monkeypatch, trouble):
     assert {path.name: path.read_bytes() for path in (tmp_path / "there").iterdir()} == before
 
 
+def test_a_save_that_is_stopped_while_tables_are_put_in_place_does_not_load(tmp_path, monkeypatch):
+    (tmp_path / "there").mkdir()
+    load(tmp_path).save(folder(tmp_path / "there", ["items"]))
+    replace_file, moved = Path.replace, []
+
+    def stopped(path, target):
+        if Path(target).parent == tmp_path / "there":
+            moved.append(target)
+            if len(moved) == 2:
+                raise KeyboardInterrupt
+        return replace_file(path, target)
+
+    monkeypatch.setattr(Path, "replace", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        load(tmp_path).save(tmp_path / "there")
+    with pytest.raises(InputError, match="sequences"):
+        Interactions.load(tmp_path / "there")
+
+
 def test_same_interactions_same_bytes(tmp_path):
     interactions = load(tmp_path)
     for place in ("one", "two"):

@@ -354,6 +354,22 @@ def test_one_worker_takes_one_thread_and_gives_the_others_back():
     assert set(seen) == {1}
 
 
+def threads_of_the_svd(path):
+    import scipy.linalg  # noqa: F401
+    import sklearn.decomposition  # noqa: F401
+
+    path.write_text(str([pool["num_threads"] for pool in threadpool_info()]))
+
+
+def test_workers_take_one_thread_each(tmp_path, monkeypatch):
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        monkeypatch.setenv(name, "2")
+    with suite.Crew(2) as crew:
+        crew.work([suite.Task(threads_of_the_svd, (tmp_path / name,), done=False) for name in "ab"])
+    for name in "ab":
+        assert set(json.loads((tmp_path / name).read_text())) == {1}
+
+
 def test_unknown_names_say_so(finished, tmp_path):
     folder, _, _ = finished
     assert Catalog.load(folder).num_items == 16

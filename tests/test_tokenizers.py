@@ -572,6 +572,9 @@ def test_items_without_a_vector_are_nobodys_neighbours():
     report = sid_report(sids, torch.tensor([[0.0, 0], [1, 0], [1, 0.1], [0, 1], [0.1, 1]]))
     # among the last four the first two, and the other two, are nearest to each other
     assert [report["neighbours_share_1"], report["neighbours_share_2"]] == [2 / 4, 0]
+    for alone in (0.0, 1.0):
+        vectors = torch.tensor([[alone, 0.0]] + [[0.0, 0.0]] * 4)
+        assert not any("neighbours" in fact for fact in sid_report(sids, vectors))
 
 
 def test_chance_match_against_pairs():

@@ -185,7 +185,8 @@ class Interactions:
     def save(self, folder: str | Path) -> None:
         """Write what `load` reads, beside the `items.tsv.gz` that `Catalog.save` writes; an earlier cut goes.
 
-        On any error the folder stays as it was: half a cut would be another split.
+        Where a table cannot be written the folder stays as it was, and half a cut, which would be another split, does
+        not load: `sequences.tsv.gz` goes first and comes last.
 
         Raises:
             InputError: a user id that holds a tab or a line break.
@@ -204,12 +205,12 @@ class Interactions:
                 write_table(partial, "sequences_extended", ["user_id", "n_train", "items"], sequences)
                 for stem, rows in (("valid", pairs.valid), ("test", pairs.test)):
                     write_table(partial, stem, ["user_id", "history", "target"], zip(*_columns(rows), strict=True))
-            made = {path.name for path in Path(partial).iterdir()}
-            for name in made:
-                (Path(partial) / name).replace(folder / name)
-        stems = ("sequences", "sequences_extended", "valid", "test")
-        for earlier in {f"{stem}{suffix}" for stem in stems for suffix in (".tsv.gz", ".tsv")} - made:
-            (folder / earlier).unlink(missing_ok=True)
+            stems = ("sequences", "sequences_extended", "valid", "test")
+            for earlier in (f"{stem}{suffix}" for stem in stems for suffix in (".tsv.gz", ".tsv")):
+                (folder / earlier).unlink(missing_ok=True)
+            for made in (Path(partial) / f"{stem}.tsv.gz" for stem in reversed(stems)):
+                if made.exists():
+                    made.replace(folder / made.name)
 
     def describe(self) -> pd.DataFrame:
         """Lengths, repeats and density of the sequences, and the rows of each split: one column, "value".

@@ -25,13 +25,14 @@ def sid_report(
     """Everything below, by name; levels count from 1. Entropies are in bits, over items that are equally likely.
 
     Args:
-        vectors: of the items' texts, for what neighbours share; items whose vector is 0 have none and are nobody's.
+        vectors: of the items' texts, for what neighbours share. Items whose vector is 0 have no neighbour and are
+            nobody's; where fewer than two others are left, nothing is said of neighbours.
         categories: of the items, for what a prefix means; items without one are left out.
     """
     facts: dict[str, float] = {"items": len(sids), "collision_rate": collision_rate(sids)}
     whole = groups(sids)
-    described = None if vectors is None else vectors.ne(0).any(1)
-    near = None if vectors is None else nearest_neighbours(vectors[described])
+    described = torch.zeros(len(sids), dtype=torch.bool) if vectors is None else vectors.ne(0).any(1)
+    near = nearest_neighbours(vectors[described]) if vectors is not None and described.sum() > 1 else None
     for level in range(1, sids.shape[1] + 1):
         before, upto = groups(sids[:, : level - 1]), groups(sids[:, :level])
         code = groups(sids[:, level - 1 : level])
