@@ -19,11 +19,6 @@ LONGEST_LINE = 2**25  # bytes; a file that unpacks into one endless line must no
 _TORCH_CANNOT_WRITE = ("PytorchStreamWriter", "inline_container", "iostream error")
 
 
-def _partial() -> str:
-    """How temporary names begin: whose they are."""
-    return f".partial-{os.getpid()}-"
-
-
 @contextmanager
 def disk_errors(path: str | Path) -> Iterator[None]:
     """Whatever the libraries raise where weights or checkpoints cannot be written becomes an OSError naming `path`."""
@@ -67,25 +62,6 @@ def updating(folder: str | Path) -> Iterator[None]:
         yield
 
 
-def drop_halves(partial: Iterable[Path]) -> None:
-    """Remove what processes that are no more left half-written, of temporary files and folders as they are named
-    above."""
-    for path in partial:
-        number = path.name.split("-")[1]
-        if number.isdigit() and not _runs(int(number)):
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-
-
-def _runs(process: int) -> bool:
-    try:
-        os.kill(process, 0)  # asks, and does nothing
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
-
-
 @contextmanager
 def write_folder_atomically(path: str | Path) -> Iterator[Path]:
     """The same for a folder: an existing folder at `path` is replaced only once the other one is whole."""
@@ -107,6 +83,29 @@ def write_folder_atomically(path: str | Path) -> Iterator[Path]:
         shutil.rmtree(earlier, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _partial() -> str:
+    """How temporary names begin: whose they are."""
+    return f".partial-{os.getpid()}-"
+
+
+def drop_halves(partial: Iterable[Path]) -> None:
+    """Of temporary files and folders, remove those of processes that are no more."""
+    for path in partial:
+        number = path.name.split("-")[1]  # as `_partial` names them
+        if number.isdigit() and not _runs(int(number)):
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)  # asks, and does nothing
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def read_lines(file: BufferedIOBase, path: str | Path) -> Iterator[bytes]:
