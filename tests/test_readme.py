@@ -362,7 +362,10 @@ def two(values, dataset, method, prefix="") -> str:
 
 def published_name(method):
     """MiniOneRec's table, or SIDReasoner's of what it lacks."""
-    return "ReaRec (SIDReasoner Table 2)" if method.startswith("ReaRec") else f"{method} (MiniOneRec)"
+    of_sidreasoner = {"ReaRec ERL": "ReaRec", "ReaRec PRL": "ReaRec", "LETTER-TIGER": "LETTER"}
+    if method in of_sidreasoner:
+        return f"{of_sidreasoner[method]} (SIDReasoner Table 2)"
+    return f"{method} (MiniOneRec)"
 
 
 def test_systems_are_those_of_the_record(systems):
@@ -391,6 +394,7 @@ def test_systems_are_those_of_the_record(systems):
         f"{behind.pop(('HSTU', 'Office'))} (Industrial, Office), "
         f"SASRec {behind.pop(('SASRec', 'Industrial'))} and {behind.pop(('SASRec', 'Office'))}, "
         f'TIGER {behind.pop(("TIGER", "Industrial"))} and {behind.pop(("TIGER", "Office"))} ("?"), '
+        f"LETTER-TIGER {behind.pop(('LETTER-TIGER', 'Industrial'))} (Industrial), "
         f"ReaRec ERL {behind.pop(('ReaRec ERL', 'Office'))} and PRL {behind.pop(('ReaRec PRL', 'Office'))} (Office), "
         f"GRU4Rec {behind.pop(('GRU4Rec', 'Industrial'))} (Industrial)"
     )
