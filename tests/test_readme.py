@@ -425,6 +425,7 @@ def test_beauty_is_that_of_the_record(systems):
     assert ahead == {"ReaRec PRL", "ReaRec ERL", "SASRec softmax"}
     assert mean["beauty"].xs("ndcg@10", level="metric").nlargest(2).index.tolist() == ["cooccurrence", "ReaRec PRL"]
     assert f"OneRec-Think as published has {two(published, 'beauty', 'OneRec-Think (OneRec-Think Table 1)')}" in text
+    assert f"with them they have {two(published, 'beauty', 'LETTER-TIGER (LETTER)')}" in text
     shares = [
         mean["beauty", "TIGER", f"{of}{metric}"] / published["beauty", "TIGER (TIGER Table 1)", metric] - 1
         for of in ("", "new/")
