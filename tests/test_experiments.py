@@ -445,8 +445,13 @@ def test_publish_adds_to_the_record(finished, tmp_path):
     publish(out, tmp_path)  # the same rows replace themselves
     assert (tmp_path / "results.csv").read_bytes() == first
     recorded, whole = (set(read_results(folder / "results.csv")["metric"]) for folder in (tmp_path, out))
-    assert whole - recorded == {name for name in whole if name.startswith("valid/")} - {"valid/ndcg@10"}
-    assert "valid/ndcg@10" in recorded
+    shorter = [
+        f"{way}/{name}@{k}" for way in ("beams50", "full", "item") for name in ("recall", "ndcg") for k in (1, 5)
+    ]
+    validated = {name for name in whole if name.startswith("valid/")} - {"valid/ndcg@10"}
+    assert whole - recorded == validated | (whole & set(shorter))
+    assert {"valid/ndcg@10", "full/ndcg@10", "item/recall@10", "ndcg@1"} <= recorded
+    assert {"full/ndcg@5", "item/recall@1"} <= whole
     assert "valid/recall@10" in whole
     assert len(pd.read_csv(tmp_path / "rollouts.csv.gz")) == len(pd.read_csv(out / "rollouts.csv.gz"))
     runs = pd.read_csv(tmp_path / "runs.csv")  # where each number's run is told of, and no other run
