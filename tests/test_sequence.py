@@ -208,8 +208,9 @@ def test_dropout_before_dropout(place):
     assert shares[1] == 0
 
 
-def test_half_precision_trains_the_same_weights_roughly():
+def test_half_precision_trains_the_same_weights_roughly(monkeypatch):
     """bfloat16 rounds products to three digits; weights and validation stay in float32."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})  # it is right where it is slow, too
     sequences = [[(start + step) % ITEMS for step in range(6)] for start in range(ITEMS)]
     split = Interactions([f"u{start}" for start in range(ITEMS)], sequences, ITEMS).leave_one_out()
     logs = []
@@ -222,6 +223,26 @@ def test_half_precision_trains_the_same_weights_roughly():
     assert logs[0][-1] < logs[0][0] / 2
     torch.testing.assert_close(logs[1], logs[0], atol=0.03, rtol=0.03)
     assert not torch.equal(logs[0], logs[1])
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "expected"),
+    [
+        ({"avx512_bf16": False, "amx_bf16": True}, True),
+        ({"avx512_bf16": True, "amx_bf16": False}, True),
+        ({"avx2": True, "avx512_f": True, "avx512_bf16": False, "amx_bf16": False}, False),
+        ({"architecture": "arm64", "neon": True, "bf16": True}, False),
+    ],
+)
+def test_half_precision_waits_for_a_processor_with_instructions_for_it(monkeypatch, capabilities, expected):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    split = Interactions(["ann"], [[0, 1, 2, 3, 4]], ITEMS).leave_one_out()
+    model, seen = SASRec(ITEMS, max_history=6, size=8, dropout=0.0), []
+    loss = model.loss
+    model.loss = lambda *args: seen.append(torch.is_autocast_enabled("cpu")) or loss(*args)
+    fit(model, split, FitConfig(epochs=1, half=True), seed=0)
+    fit(model, split, FitConfig(epochs=1, half=False), seed=0)
+    assert seen == [expected, False]
 
 
 def test_an_epoch_may_be_a_part_of_the_examples_and_the_start_a_candidate():

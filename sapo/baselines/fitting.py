@@ -113,8 +113,8 @@ class FitConfig:
     weight_decay: float = 0.0
     """Of Adam, as an L2 penalty."""
     half: bool = False
-    """Multiply matrices in bfloat16 while training (`torch.autocast`): up to three times as fast where the processor
-    can; weights and validation stay in float32."""
+    """Multiply matrices in bfloat16 while training (`torch.autocast`), up to three times as fast, where the processor
+    has instructions for it (`multiplies_half`); weights and validation stay in float32."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "patience", "examples", "validate_every", "valid_rows", "batch_size"):
@@ -159,6 +159,7 @@ def fit(
         model.parameters(), config.learning_rate, betas=(0.9, config.beta2), weight_decay=config.weight_decay
     )
     device = next(model.parameters()).device.type
+    half = config.half and multiplies_half(device)
     all_updates = config.epochs * math.ceil(min(len(examples), config.examples or len(examples)) / config.batch_size)
     identity = {"config": asdict(config), "seed": seed, "data": split.data_hash}
     history: list[dict[str, float]] = []
@@ -177,7 +178,7 @@ def fit(
             model.train()
             drawn = _batches([lengths[row] for row in examples], config.batch_size, config.examples)
             for batch in drawn if epoch else ():
-                with torch.autocast(device, torch.bfloat16, enabled=config.half):
+                with torch.autocast(device, torch.bfloat16, enabled=half):
                     loss = model.loss(split, [examples[place] for place in batch], config)
                 if not loss.isfinite():
                     raise FloatingPointError(f"{title}: the loss is {loss.item()} in epoch {epoch}; use a lower rate.")
@@ -202,6 +203,14 @@ def fit(
                 _save(Path(checkpoint), identity, history, weights, model, optimizer)
     model.load_state_dict(weights)
     return history
+
+
+def multiplies_half(device: str) -> bool:
+    """Whether a kind of device has instructions for products of bfloat16. A CPU without them takes many times as long
+    as in float32."""
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return any(torch.cpu.get_capabilities().get(name, False) for name in ("amx_bf16", "avx512_bf16"))
 
 
 def _linear(update: int, updates: int) -> float:
