@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sapo.analysis.evaluation import ranking_metrics
 from sapo.baselines import fusion
@@ -28,6 +30,37 @@ def test_the_number_of_an_item_breaks_no_tie():
     assert firsts == {(0, 1), (1, 0)}
     with pytest.raises(InputError, match="a list ends early"):
         Fusion(5, 1, {"a": 1.0}).rank({"a": torch.tensor([[0, -1]])}, 1)
+
+
+@given(st.integers(0, 2**31), st.integers(1, 30))
+@settings(max_examples=50, deadline=None)
+def test_more_places_go_on_from_fewer(seed, k):
+    """Twenty items that two lists of one weight name: there are ties at every place."""
+    generator = torch.Generator().manual_seed(seed)
+    lists = {name: torch.randperm(20, generator=generator)[None, :12] for name in ("a", "b")}
+    fusion = Fusion(20, 1, {"a": 1.0, "b": 1.0})
+    ranked = fusion.rank(lists, 30)[0]
+    assert fusion.rank(lists, k)[0].tolist() == ranked[:k].tolist()
+    named = {*lists["a"][0].tolist(), *lists["b"][0].tolist()}
+    assert sorted(ranked[: len(named)].tolist()) == sorted(named)
+    assert ranked[len(named) :].tolist() == [-1] * (30 - len(named))
+
+
+@given(st.integers(0, 2**31))
+@settings(max_examples=50, deadline=None)
+def test_what_is_chosen_is_best_among_all_when_ranked(seed):
+    """With weights of 0 and 1 there are three ways to listen to two, which the search tries all; ties count as `rank`
+    has them."""
+    generator = torch.Generator().manual_seed(seed)
+    draw = lambda: torch.stack([torch.randperm(15, generator=generator)[:12] for _ in range(8)])  # noqa: E731
+    lists, target = {"a": draw(), "b": draw()}, torch.randint(15, (8,), generator=generator)
+    worth = lambda fusion: ranking_metrics(fusion.rank(lists, 10), target, (10,))["ndcg@10"]  # noqa: E731
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(fusion, "OFFSETS", (1,))
+        patched.setattr(fusion, "WEIGHTS", (0.0, 1.0))
+        chosen = Fusion(15).fit(lists, target)
+    all_three = [worth(Fusion(15, 1, dict(zip("ab", pair, strict=True)))) for pair in ((1, 0), (0, 1), (1, 1))]
+    assert worth(chosen) == pytest.approx(max(all_three), abs=1e-6)
 
 
 @pytest.mark.parametrize(("agreed", "offset"), [(True, 5), (False, 1)])
@@ -86,5 +119,7 @@ def test_it_is_never_worse_on_validation_than_the_best_alone():
     worth = lambda ranked: ranking_metrics(ranked, target, (10,))["ndcg@10"]  # noqa: E731
     assert worth(Fusion(40).fit(lists, target).rank(lists, 10)) >= worth(lists["good"])
     assert Fusion(40).fit({"good": lists["good"]}, target).rank(lists, 20).tolist() == lists["good"].tolist()
-    with pytest.raises(InputError, match="no recommender"):
+    with pytest.raises(InputError, match="no recommender to fuse"):
         Fusion(40).fit({}, target)
+    with pytest.raises(InputError, match="no recommender has a weight"):
+        Fusion(40).rank(lists, 10)
