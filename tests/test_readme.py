@@ -431,14 +431,12 @@ def test_beauty_is_that_of_the_record(systems):
         assert cells == expected, label
     shown = {SYSTEM_ROWS.get(label, label) for label, *_ in table}
     assert set(mean["beauty"].index.get_level_values(0)) - shown == {"popularity"}
-    text, beauty = " ".join(README.split()), ("beauty", "leave_one_out", "baseline")
+    text = " ".join(README.split())
+    key = lambda method: (*SYSTEM_DATA["Beauty"][:2], "quick" if method in SYSTEMS else "baseline", method)  # noqa: E731
     ahead = {
         method
         for method in shown - {"cooccurrence"}
-        if ranks.gain(
-            (*beauty[:2], "quick" if method in SYSTEMS else "baseline", method), (*beauty, "cooccurrence"), "recall@10"
-        ).low
-        > 0
+        if ranks.gain(key(method), key("cooccurrence"), "recall@10").low > 0
     }
     assert ahead == {"Fusion of counting", "ReaRec PRL", "ReaRec ERL", "SASRec softmax", "RecCoT blind"}
     assert mean["beauty"].xs("ndcg@10", level="metric").idxmax() == "Fusion of counting"

@@ -55,17 +55,8 @@ class Fusion:
         """
         if not lists:
             raise InputError("there is no recommender to fuse.")
-        named = self._named(lists)
-        own = _places(named, self._turns[target][:, None])
-        there = named.gather(1, own) == self._turns[target][:, None]
-
-        def worth(scores: Float[Tensor, "U C"]) -> float:
-            of_target = scores.gather(1, own)
-            earlier = (scores == of_target) & (torch.arange(named.shape[1]) < own)
-            rank = 1 + ((scores > of_target) | earlier).sum(1, keepdim=True)
-            found = there & (of_target > 0) & (rank <= CUT)
-            return float(torch.where(found, 1 / torch.log2(rank + 1.0), 0.0).double().mean())
-
+        named, turns = self._named(lists), self._turns[target][:, None]
+        worth = lambda scores: _ndcg(named, scores, turns)  # noqa: E731
         alone = {name: worth(self._gains(named, ranked, 1)) for name, ranked in lists.items()}
         first = max(alone, key=lambda name: alone[name])
         best = alone[first]
@@ -123,6 +114,16 @@ class Fusion:
 def _places(named: Int[Tensor, "U C"], turns: Int[Tensor, "U M"]) -> Int[Tensor, "U M"]:
     """The first place where each turn stands, or one where it would."""
     return torch.searchsorted(named, turns).clamp(max=named.shape[1] - 1)
+
+
+def _ndcg(named: Int[Tensor, "U C"], scores: Float[Tensor, "U C"], turns: Int[Tensor, "U 1"]) -> float:
+    """NDCG@10 of the items of these turns: what stands before one is counted, nothing is sorted."""
+    places = _places(named, turns)
+    own = scores.gather(1, places)
+    earlier = (scores == own) & (torch.arange(named.shape[1]) < places)
+    rank = 1 + ((scores > own) | earlier).sum(1, keepdim=True)
+    found = (named.gather(1, places) == turns) & (own > 0) & (rank <= CUT)
+    return float(torch.where(found, 1 / torch.log2(rank + 1.0), 0.0).double().mean())
 
 
 def _sum(gains: Mapping[str, Float[Tensor, "U C"]], weights: Mapping[str, float]) -> Float[Tensor, "U C"]:
