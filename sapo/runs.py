@@ -19,6 +19,7 @@ import torch
 
 from sapo.data.catalog import Catalog
 from sapo.data.interactions import Interactions, Split, SplitName
+from sapo.data.reasoning import ReasoningConfig, ReasoningWorld
 from sapo.data.synthetic import SyntheticCatalogue
 from sapo.errors import InputError
 from sapo.files import drop_halves, write_atomically
@@ -77,7 +78,7 @@ class World:
     name: str
     catalog: Catalog
     split: Split
-    synthetic: SyntheticCatalogue | None
+    synthetic: ReasoningWorld | SyntheticCatalogue | None
 
 
 @lru_cache(maxsize=1)
@@ -88,10 +89,11 @@ def load_world(job: Job) -> World:
         InputError: data that does not fit; SIDs that know of another split's training sequences.
     """
     if job.data is None:
-        synthetic = SyntheticCatalogue(job.recipe.synthetic)
+        config = job.recipe.world
+        made = ReasoningWorld(config) if isinstance(config, ReasoningConfig) else SyntheticCatalogue(config)
         if job.split == "published_test":
-            raise InputError("the synthetic catalogue has no published test pairs: use the split leave_one_out.")
-        return World("synthetic", synthetic.catalog, synthetic.interactions.leave_one_out(), synthetic)
+            raise InputError(f"the world {made.catalog.name!r} has no published test pairs: use leave_one_out.")
+        return World(made.catalog.name, made.catalog, made.split, made)
     catalog = Catalog.load(job.data, job.sids)
     split = Interactions.load(job.data).split(job.split)
     refuse_another_split(job.data, job.sids, split)

@@ -11,12 +11,14 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 from safetensors.torch import load_model, save_model
+from transformers import PreTrainedModel
 
 from sapo import processes
 from sapo.analysis.evaluation import evaluate_policy, evaluate_ranking, places
@@ -29,6 +31,7 @@ from sapo.baselines.rec_cot import RecCoT
 from sapo.baselines.rec_r1 import RecR1
 from sapo.credit.objectives import OBJECTIVES
 from sapo.data.interactions import Split
+from sapo.data.reasoning import ReasoningWorld
 from sapo.files import disk_errors
 from sapo.policy.backbone import Pretrained, add_item_tokens, build_backbone, load_pretrained
 from sapo.policy.policy import Policy
@@ -40,10 +43,12 @@ from sapo.runs import Job, RunFolder, write_table
 from sapo.systems import STAGES, SYSTEMS, objective_of, stage_of
 from sapo.training.adapters import item_rows, merged, rows_alone
 from sapo.training.conversations import read_conversations
+from sapo.training.looks import ValidationLooks, collapsed, reached
 from sapo.training.progress import tidy_log
 from sapo.training.sft import SFTConfig, train_supervised
 
 KS = (1, 5, 10)
+LOOK_ROWS = 500  # validation rows that may end stage 2
 REFERENCES: dict[str, Popularity | CoOccurrence] = {
     "popularity": Popularity(),
     "cooccurrence": CoOccurrence(),
@@ -95,6 +100,10 @@ def train_supervised_stage(job: Job, seed: int, name: str) -> None:
             policy = replace(policy, num_blocks=1, block_budget=world.catalog.num_levels * recipe.block_budget)
             traces = OneBlock(traces)
     before = supervised_folder(job, seed, stage.parent).manifest["updates"] if stage.parent is not None else 0
+    looks = None
+    if thinking and config.until_exact is not None:
+        look = partial(_look, replace(policy), world.split, LOOK_ROWS)
+        looks = ValidationLooks(look, config.look_every, reached("valid/recall@1", config.until_exact))
     history = train_supervised(
         policy,
         world.split,
@@ -107,7 +116,10 @@ def train_supervised_stage(job: Job, seed: int, name: str) -> None:
         first=before * recipe.stage1.batch_size if goes_on else 0,
         lora_rank=None if given is None else given.lora_rank,
         conversations=said,
+        looks=looks,
     )
+    if looks is not None and (last := history[-1]["step"]) == config.updates:
+        print(f"{name} seed {seed} ended after its {last:,} updates, below an exact match of {config.until_exact:g}")
     metrics: dict[str, float] = {}
     counts: dict[str, int] = {}
     if stage.parent is not None:
@@ -128,7 +140,7 @@ def train_supervised_stage(job: Job, seed: int, name: str) -> None:
 
 def train_stage3(job: Job, seed: int, method: str, learning_rate: float) -> None:
     """Reinforcement learning with an objective from the seed's stage-2 folder, or as a system does it."""
-    from transformers import PrinterCallback
+    from transformers import PrinterCallback, TrainerCallback
 
     from sapo.training.config import SAPOConfig
     from sapo.training.progress import ProgressLine
@@ -170,7 +182,13 @@ def train_stage3(job: Job, seed: int, method: str, learning_rate: float) -> None
     watch = {"reward": "reward", "rewards/exact/mean": "exact", "kl": "kl"}
     bar = ProgressLine(f"{method} seed {seed} lr {learning_rate:g}", watch)
     before = supervised_folder(job, seed, stage_of(method)).policy
-    trainer = SAPOTrainer.from_catalog(before, world.catalog, args, world.split, callbacks=[bar])
+    callbacks: list[TrainerCallback] = [bar]
+    if settings.look_every is not None:
+        look = partial(_look, Policy.load(before, world.catalog), world.split, settings.look_rows)
+        share = settings.give_up_below
+        rule = None if share is None else collapsed("valid/ndcg@10", share)
+        callbacks.append(ValidationLooks(look, settings.look_every, rule))
+    trainer = SAPOTrainer.from_catalog(before, world.catalog, args, world.split, callbacks=callbacks)
     trainer.remove_callback(PrinterCallback)
     try:
         with disk_errors(args.output_dir):
@@ -381,6 +399,8 @@ def words_and_traces(job: Job) -> tuple[list[str], Traces]:
             return [], NodeDescriptors(catalog, recipe.words_per_block)
         return [], RationaleTraces(read_rationales(job.rationales, catalog), catalog.num_levels)
     words = frequent_words(catalog, recipe.vocabulary)
+    if job.rationales is None and isinstance(job.world.synthetic, ReasoningWorld):
+        return [*dict.fromkeys([*words, *chain(*job.world.synthetic.words)])], job.world.synthetic.traces
     if job.rationales is None:
         return words, NodeDescriptors(catalog, recipe.words_per_block, words)
     rationales = read_rationales(job.rationales, catalog)
@@ -431,6 +451,18 @@ def _recommender(job: Job, seed: int, system: str) -> RecR1 | R2ec | RecCoT:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return RECOMMENDERS[system](policy, job.world.split).to(policy.model.device)
+
+
+def _look(policy: Policy, split: Split, rows: int, model: PreTrainedModel) -> dict[str, float]:
+    """A few numbers of validation rows, of a model that is being trained."""
+    from sapo.training.sharding import whole_weights
+
+    policy.model = model
+    with whole_weights(model):
+        metrics, _ = evaluate_policy(policy, split, "valid", rows, beams=(10,), title="look")
+    levels = range(1, policy.catalog.num_levels + 1)
+    shown = ("ndcg@10", "recall@1", *(f"match_level_{level}" for level in levels))
+    return {f"valid/{name}": metrics[name] for name in shown}
 
 
 def _validate(job: Job, policy: Policy) -> tuple[dict[str, float], dict[str, int]]:

@@ -120,14 +120,19 @@ class Interactions:
         rest = [pairs.users, pairs.sequences, _columns(pairs.valid), _columns(pairs.test)] if pairs else None
         return fingerprint([self.num_items, self.user_ids, self.items, rest])
 
-    def leave_one_out(self) -> Split:
-        """The last item of every user is the test target, the one before it the validation target."""
+    def leave_one_out(self, min_history: int = 1) -> Split:
+        """The last item of every user is the test target, the one before it the validation target.
+
+        Args:
+            min_history: training rows have at least so many items before their target.
+        """
         return _split(
             "leave_one_out",
             self.user_ids,
             [items[:-2] for items in self.items],
             Rows(self.user_ids, [items[:-2] for items in self.items], [items[-2] for items in self.items]),
             Rows(self.user_ids, [items[:-1] for items in self.items], [items[-1] for items in self.items]),
+            min_history,
         )
 
     def published(self) -> Split:
@@ -315,23 +320,18 @@ def chronological_pairs(
     )
 
 
-def _split(name: str, users: list[str], sequences: list[list[int]], valid: Rows, test: Rows) -> Split:
+def _split(
+    name: str, users: list[str], sequences: list[list[int]], valid: Rows, test: Rows, min_history: int = 1
+) -> Split:
     ends = [
         (user, sequence, end)
         for user, sequence in zip(users, sequences, strict=True)
-        for end in range(1, len(sequence))
+        for end in range(min_history, len(sequence))
     ]
     train = Rows([user for user, _, _ in ends], [s[:end] for _, s, end in ends], [s[end] for _, s, end in ends])
-    # the training rows follow from the sequences
-    return Split(
-        name,
-        users,
-        sequences,
-        train,
-        valid,
-        test,
-        fingerprint([name, users, sequences, _columns(valid), _columns(test)]),
-    )
+    # the training rows follow from the sequences and the shortest history
+    content = [name, users, sequences, _columns(valid), _columns(test), *([min_history] if min_history > 1 else [])]
+    return Split(name, users, sequences, train, valid, test, fingerprint(content))
 
 
 def _sequences(table: Table, num_items: int) -> Iterator[tuple[Row, list[int]]]:

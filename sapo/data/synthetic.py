@@ -16,7 +16,8 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from sapo.data.catalog import Catalog
-from sapo.data.interactions import Interactions, Rows
+from sapo.data.interactions import Interactions, Rows, Split
+from sapo.data.optimum import bayes_optimum
 from sapo.errors import InputError
 
 
@@ -70,6 +71,11 @@ class SyntheticCatalogue:
         names = [f"user{number}" for number in range(len(sequences))]
         self.interactions = Interactions(names, sequences, self.catalog.num_items)
 
+    @property
+    def split(self) -> Split:
+        """Leave-one-out."""
+        return self.interactions.leave_one_out()
+
     def next_item_probabilities(self, histories: list[list[int]]) -> Float[ndarray, "R N"]:
         """P(next item | history) in float64; rows sum to 1.
 
@@ -81,26 +87,9 @@ class SyntheticCatalogue:
         return self.transitions[[history[-1] for history in histories]]
 
     def optimum(self, rows: Rows, ks: tuple[int, ...] = (1, 5, 10)) -> dict[str, float]:
-        """What the Bayes-optimal recommender scores on these histories, in expectation over their targets.
-
-        recall@k and ndcg@k of ranking by probability; `exact_match_greedy` of naming the likeliest item,
-        `exact_match_sampled` of naming one by its probability; `match_level_k` of the likeliest item's code k.
-        """
+        """What the Bayes-optimal recommender scores on these histories (`bayes_optimum`)."""
         last, counts = np.unique([history[-1] for history in rows.history], return_counts=True)
-        share = counts / counts.sum()
-        ranked = -np.sort(-self.transitions[last], axis=1)
-        discounts = 1 / np.log2(np.arange(2, ranked.shape[1] + 2))
-        values: dict[str, float] = {}
-        for k in ks:
-            values[f"recall@{k}"] = float(share @ ranked[:, :k].sum(1))
-            values[f"ndcg@{k}"] = float(share @ (ranked * discounts)[:, :k].sum(1))
-        values["exact_match_greedy"] = float(share @ ranked[:, 0])
-        values["exact_match_sampled"] = float(share @ (ranked**2).sum(1))
-        best = self.codes[self.transitions[last].argmax(1)]
-        for level, (mine, code) in enumerate(zip(self.codes.T, best.T, strict=True), start=1):
-            agree = mine[None] == code[:, None]
-            values[f"match_level_{level}"] = float(share @ (self.transitions[last] * agree).sum(1))
-        return values
+        return bayes_optimum(self.transitions[last], self.codes, ks, counts / counts.sum())
 
 
 def _leaves(config: SyntheticConfig, rng: np.random.Generator) -> ndarray:

@@ -14,7 +14,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.utils.data import Dataset
-from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerControl, TrainingArguments
+from transformers import (
+    PreTrainedModel,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainingArguments,
+)
 
 from sapo.data.interactions import Split
 from sapo.errors import InputError
@@ -61,13 +68,20 @@ class SFTConfig:
     """Most validation rows of a look; all where None."""
     patience: int | None = None
     """Looks in a row without gain that end the stage."""
+    until_exact: float | None = None
+    """Share of validation rows whose item a thinking policy names, at which its stage 2 ends; all updates where None.
+    Seeds learn to think at different times, so a start is better told by what it can do."""
+    look_every: int = 10
+    """Updates between two looks at it."""
 
     def __post_init__(self) -> None:
         if self.patience is not None and self.validate_every is None:
             raise InputError(f"patience is {self.patience}, and validate_every says nothing of when to look.")
         if self.warmup is not None and not 0 <= self.warmup < self.updates:
             raise InputError(f"warmup is {self.warmup}, of {self.updates} updates; at least 0, and fewer than these.")
-        for name in ("updates", "validate_every", "patience"):
+        if self.until_exact is not None and not 0 < self.until_exact < 1:
+            raise InputError(f"until_exact is {self.until_exact}; a share between 0 and 1.")
+        for name in ("updates", "validate_every", "patience", "look_every"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{name} of a supervised stage is {value}; at least 1.")
@@ -134,6 +148,7 @@ def train_supervised(
     first: int = 0,
     lora_rank: int | None = None,
     conversations: Sequence[Conversation] = (),
+    looks: TrainerCallback | None = None,
 ) -> list[dict[str, float]]:
     """Train `policy.model` in place; returns the trainer's log.
 
@@ -143,6 +158,7 @@ def train_supervised(
         first: how many examples of the task the policy has seen in a stage before.
         lora_rank: train adapters and the rows of delimiters and SID tokens, which are merged in the end.
         conversations: what a pretrained model also reads in the task "next_item".
+        looks: what looks at the model meanwhile, and may end the stage.
 
     Raises:
         InputError: a batch that does not divide among processes and micro-batches; looks without validation rows; a
@@ -161,6 +177,8 @@ def train_supervised(
     trainer = supervised_trainer(policy, examples, config, folder, seed, valid, lora_rank)
     trainer.add_callback(ProgressLine(f"{task} seed {seed}", {"loss": "loss"}))
     trainer.add_callback(StopAtNonFiniteLoss())
+    if looks is not None:
+        trainer.add_callback(looks)
     if config.validate_every is not None:
         trainer.add_callback(KeepBest(config.patience))
     whole = all(parameter.requires_grad for parameter in policy.model.parameters())
