@@ -24,10 +24,11 @@ class Run:
     """Train all stages for all seeds, evaluate, and write results under OUT. Finished runs are skipped."""
 
     preset: Literal["quick", "small", "paper"] = "quick"
-    """quick: minutes on a CPU for the synthetic catalogue, under an hour for real data. small: hours. paper: a
+    """quick: minutes on a CPU for a world that is made, under an hour for real data. small: hours. paper: a
     pretrained model with the settings of the paper's fork, on GPUs (`sapo plan` says what it takes)."""
     data: Path | None = None
-    """Folder of TSV files; the synthetic catalogue where left out."""
+    """Folder of TSV files, or a world that is made: `reasoning`, where thinking pays, also where left out, or
+    `synthetic`, the control where it is pointless."""
     out: Path = Path("paper_figures/out")
     """Where runs and results go. Nothing is written elsewhere."""
     sids: str = "sids"
@@ -91,7 +92,7 @@ class Run:
         elif given := [name for name, value in for_pretrained.items() if value is not None]:
             raise InputError(f"--preset {self.preset} trains small models; {given[0]} is of --preset paper.")
         else:
-            recipe = recipes.preset(self.preset, on_data=self.data is not None)
+            recipe = recipes.preset(self.preset, None if self.data is None else str(self.data))
         if self.seeds is not None:
             recipe = replace(
                 recipe, seeds=tuple(range(self.seeds)), ablation_seeds=min(self.seeds, recipe.ablation_seeds)
@@ -141,7 +142,8 @@ class Baselines:
     methods: tyro.conf.Positional[tuple[str, ...]] = ()
     """Which; all where left out."""
     data: Path | None = None
-    """Folder of TSV files; the synthetic catalogue where left out."""
+    """Folder of TSV files, or a world that is made: `reasoning`, where thinking pays, also where left out, or
+    `synthetic`, the control where it is pointless."""
     out: Path = Path("paper_figures/out")
     """Where runs and results go."""
     split: Split = "auto"
@@ -170,7 +172,7 @@ class Evaluate:
     model: Path
     """Folder of a policy, for instance OUT/runs/.../seed0/stage2-.../policy."""
     data: Path | None = None
-    """Folder of TSV files the policy was trained on; the synthetic catalogue where left out."""
+    """What the policy was trained on: a folder of TSV files, `reasoning` (also where left out) or `synthetic`."""
     sids: str = "sids"
     """Which semantic IDs of the folder."""
     split: Split = "auto"
@@ -211,7 +213,7 @@ class Recommend:
     """Items, oldest first, each by title, product id or number (#12 where a product id is spelt like it). Where left
     out, every line of standard input is a JSON list of them, and is answered before the next is read."""
     data: Path | None = None
-    """Folder of TSV files the policy was trained on; the synthetic catalogue where left out."""
+    """What the policy was trained on: a folder of TSV files, `reasoning` (also where left out) or `synthetic`."""
     sids: str = "sids"
     """Which semantic IDs of the folder."""
     k: int = 10
@@ -229,14 +231,14 @@ class Recommend:
 
         from sapo.answer import Answer, answer_lines, ask
         from sapo.data.catalog import Catalog
-        from sapo.data.synthetic import SyntheticCatalogue
         from sapo.policy.policy import Policy
         from sapo.recipes import QUICK
+        from sapo.runs import MADE, Job, load_world
 
         disable_progress_bar()
-        catalog = (
-            SyntheticCatalogue(QUICK.synthetic).catalog if self.data is None else Catalog.load(self.data, self.sids)
-        )
+        data = None if self.data is None else str(self.data)
+        made = data is None or data in MADE
+        catalog = load_world(Job(QUICK, "", data)).catalog if made else Catalog.load(self.data, self.sids)
         policy = Policy.load(self.model, catalog)
         if self.history:
             (answer,) = ask(policy, [self.history], self.k, self.new)
@@ -268,7 +270,8 @@ class Plan:
     """Say what the preset paper takes for a data set: tokens, arithmetic, the memory of a GPU, and how to start it."""
 
     data: Path | None = None
-    """Folder of TSV files; the synthetic catalogue where left out."""
+    """Folder of TSV files, or a world that is made: `reasoning`, where thinking pays, also where left out, or
+    `synthetic`, the control where it is pointless."""
     backbone: str | None = None
     """Pretrained model: a folder, or a name on the Hugging Face hub; Qwen/Qwen3-1.7B where left out. It and Qwen3 of
     0.6B and 4B need no network."""

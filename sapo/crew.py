@@ -56,8 +56,12 @@ class Crew:
         if self.pool is not None:
             self.pool.shutdown(wait=True, cancel_futures=True)
 
-    def work(self, tasks: Sequence[Task]) -> None:
-        """Call all that are not done, in the order given as far as what they need allows; the first error ends it."""
+    def work(self, tasks: Sequence[Task], tell: Callable[[int, int], None] | None = None) -> None:
+        """Call all that are not done, in the order given as far as what they need allows; the first error ends it.
+
+        Args:
+            tell: is told after each task how many are done, of how many.
+        """
         done = {task for task in tasks if task.done}
         todo = [task for task in tasks if not task.done]
         if self.workers == 1:
@@ -67,6 +71,9 @@ class Crew:
                     if task.together or processes.is_first():
                         task.function(*task.arguments)
                     processes.wait()
+                    done.add(task)
+                    if tell is not None:
+                        tell(len(done), len(tasks))
             return
         running: dict[Future, Task] = {}
         while todo or running:
@@ -82,6 +89,8 @@ class Crew:
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 future.result()
                 done.add(running.pop(future))
+                if tell is not None:
+                    tell(len(done), len(tasks))
 
 
 @contextmanager

@@ -11,7 +11,7 @@ identity (config, data, code, parent run) is finished under OUT is skipped; one 
 Systems of the field (`sapo.systems`) add supervised stages of their own, and go on from them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -41,20 +41,22 @@ from sapo.stages import (
 )
 from sapo.systems import COMPACT, STAGES, SYSTEMS, stage_of
 
-KEYS = {"dynamics.csv.gz": [*WORLD, "method"], "rollouts.csv.gz": WORLD}
+KEYS = {"dynamics.csv.gz": [*WORLD, "method"], "rollouts.csv.gz": WORLD, "looks.csv.gz": [*WORLD, "method"]}
+LOOKS = r"^valid/|^kl$|^grad_norm$|^rewards/exact/mean$"  # what looks.csv.gz keeps of every rate of a grid
 BOOKKEEPING = r"^completions/|/std$|^num_tokens$|^step_time$|/reward_mean$"  # stays in a run's log.csv
 # Of validation the record keeps what choices were made by, of other ways to search and to count its ten first items;
 # runs keep the rest.
 UNRECORDED = r"^valid/(?!ndcg@10$)|^(?:beams50|full|item)/\w+@(?!10$)"
-DIGITS = 9  # of the record's numbers; runs keep all
+DIGITS, CURVE_DIGITS = 9, 5  # of the record's numbers, and of its curves; runs keep all
 CONTROLS = ("stage2", "stage2_no_thinking")  # supervised stages that every job reports
 
 
-def run(job: Job, workers: int | None = None) -> pd.DataFrame:
-    """Do what is not done yet, then write `results.csv`, `dynamics.csv.gz` and `rollouts.csv.gz` under `job.out`.
+def run(job: Job, workers: int | None = None, tell: Callable[[int, int], None] | None = None) -> pd.DataFrame:
+    """Do what is not done yet, then write `results.csv`, `dynamics.csv.gz`, `rollouts.csv.gz` and, where stage 3 looks
+    at validation rows, `looks.csv.gz` under `job.out`.
 
     Args:
-        workers: as of `Crew`.
+        workers, tell: as of `Crew`.
 
     Returns:
         The rows of results.csv that belong to this recipe and data.
@@ -77,31 +79,41 @@ def run(job: Job, workers: int | None = None) -> pd.DataFrame:
         raise InputError(f"{', '.join(compact)} are made for the prompts of small models: leave them out.")
     if not 1 <= recipe.ablation_seeds <= len(recipe.seeds):
         raise InputError(f"ablation_seeds is {recipe.ablation_seeds}; there are {len(recipe.seeds)} seeds.")
-    first, rates = recipe.seeds[0], recipe.stage3.learning_rates
+    if not 1 <= recipe.grid_seeds <= len(recipe.seeds):
+        raise InputError(f"grid_seeds is {recipe.grid_seeds}; there are {len(recipe.seeds)} seeds.")
+    rates = recipe.stage3.learning_rates
     with Crew(workers) as crew:
         stages = [task for seed in recipe.seeds for task in _supervised_tasks(job, seed)]
-        grid = [_stage3_task(job, first, name, rate, stages) for name in _trained(recipe) for rate in rates]
+        grid = [
+            _stage3_task(job, seed, name, rate, stages)
+            for name, seeds in _trained(recipe).items()
+            for seed in seeds[: recipe.grid_seeds]
+            for rate in rates
+        ]
         more = [_system_task(job, seed, name, stages) for seed in recipe.seeds for name in _without_stage3(recipe)]
-        crew.work([Task(run_references, (job,), references_folder(job).finished), *stages, *more, *grid])
+        crew.work([Task(run_references, (job,), references_folder(job).finished), *stages, *more, *grid], tell)
         chosen = {name: choose_learning_rate(job, name) for name in _trained(recipe)}
         others = [
             _stage3_task(job, seed, name, chosen[name])
             for name, seeds in _trained(recipe).items()
-            for seed in seeds
-            if seed != first
+            for seed in seeds[recipe.grid_seeds :]
         ]
         tests = [_test_task(job, folder, others) for folder in result_runs(job, chosen)]
-        crew.work([*others, *tests])
+        crew.work([*others, *tests], tell)
     return processes.of_first(lambda: collect(job, chosen))
 
 
 def choose_learning_rate(job: Job, method: str) -> float:
-    """The rate of the grid with the best validation NDCG@10 on the first seed; ties go to the smaller one."""
-    scores = {}
+    """The rate with the best validation NDCG@10, the mean over the seeds of the grid; ties go to the smaller one.
+
+    A rate at which one of them diverged is not chosen.
+    """
+    scores, seeds = {}, _trained(job.recipe)[method][: job.recipe.grid_seeds]
     for rate in sorted(job.recipe.stage3.learning_rates):
-        folder = stage3_folder(job, job.recipe.seeds[0], method, rate)
-        if not folder.diverged:
-            scores[rate] = folder.table("metrics.csv").set_index("metric")["value"]["valid/ndcg@10"]
+        folders = [stage3_folder(job, seed, method, rate) for seed in seeds]
+        if not any(folder.diverged for folder in folders):
+            tables = [folder.table("metrics.csv").set_index("metric")["value"] for folder in folders]
+            scores[rate] = sum(table["valid/ndcg@10"] for table in tables) / len(tables)
     if not scores:
         rates = ", ".join(f"{rate:g}" for rate in job.recipe.stage3.learning_rates)
         raise FloatingPointError(f"{method} diverged at every learning rate of the grid ({rates}): give lower ones.")
@@ -135,13 +147,34 @@ def collect(job: Job, chosen: dict[str, float]) -> pd.DataFrame:
         for curve in (folder.table("log.csv") for folder in runs if folder.row["method"] in chosen)
     ]
     no_curves = pd.DataFrame(columns=[*WORLD, "method", "seed", "step", "metric", "value"])
+    looks = _looks(job, chosen)
     stage2 = [folder.table("rollouts.csv.gz") for folder in runs if folder.row["method"] == "stage2"]
     with updating(out):
         add_results(results, out / "results.csv")
         add_ranks([*reference_ranks(job), *map(run_ranks, runs)], out)
         _add(pd.concat(curves) if curves else no_curves, out / "dynamics.csv.gz")
         _add(pd.concat(stage2).drop(columns="method"), out / "rollouts.csv.gz")
+        if looks is not None:
+            _add(looks, out / "looks.csv.gz")
     return results
+
+
+def _looks(job: Job, chosen: dict[str, float]) -> pd.DataFrame | None:
+    """What every run of stage 3 showed at its looks, at chosen rates and others; None where there were no looks."""
+    if job.recipe.stage3.look_every is None:
+        return None
+    tables = []
+    for method, seeds in _trained(job.recipe).items():
+        for place, seed in enumerate(seeds):
+            on_grid = place < job.recipe.grid_seeds
+            for rate in job.recipe.stage3.learning_rates if on_grid else (chosen[method],):
+                folder = stage3_folder(job, seed, method, rate)
+                if not folder.diverged:
+                    tables.append(folder.table("log.csv").assign(learning_rate=rate))
+    if not tables:
+        return None
+    table = pd.concat(tables)
+    return table[table["metric"].str.contains(LOOKS)]
 
 
 def run_ranks(folder: RunFolder) -> tuple[pd.DataFrame, dict[str, object]]:
@@ -175,7 +208,10 @@ def publish(out: str | Path, record: str | Path) -> list[Path]:
     with updating(record):
         add_results(results, record / "results.csv")
         for name in written[1:]:
-            _add(pd.read_csv(out / name), record / name)
+            table = pd.read_csv(out / name)
+            if "value" in table:
+                table["value"] = [float(f"{value:.{CURVE_DIGITS}g}") for value in table["value"]]
+            _add(table, record / name)
         merge_ranks(out, record)
         recorded = others(read_recorded_runs(record), runs, [*WORLD, "method"])
         write_table(pd.concat([recorded, runs]), record / "runs.csv")

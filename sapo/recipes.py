@@ -1,7 +1,7 @@
 """Recipes: everything that decides a result, as dataclasses, and the presets."""
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from sapo.data.reasoning import ReasoningConfig
 from sapo.data.synthetic import SyntheticConfig
@@ -21,13 +21,17 @@ class RLConfig:
     group_size: int = 16
     """G, completions a prompt."""
     learning_rates: tuple[float, ...] = (1e-4, 3e-4)
-    """The grid. Each objective gets all of it on the first seed; validation NDCG@10 chooses."""
+    """The grid. Each objective gets all of it; validation NDCG@10 chooses."""
     num_iterations: int = 1
     """Updates from each batch of rollouts. With one the ratio is 1, and clipping and its units change nothing."""
     temperature: float = 1.0
     """Of rollouts and log-probabilities."""
     weight_decay: float = 0.01
     """AdamW's decay."""
+    optimizer: Literal["adamw_torch", "sgd"] = "adamw_torch"
+    """AdamW divides a gradient by the size that it usually has; plain gradient descent does not."""
+    max_grad_norm: float = 1.0
+    """Longest gradient; longer ones are shortened to it."""
     log_every: int = 5
     """Updates between two points of the curves."""
     beta: float | None = None
@@ -87,6 +91,8 @@ class Recipe:
     """Each has its own stages 1 and 2; all objectives of a seed start from its stage-2 folder."""
     ablation_seeds: int = 1
     """How many of the seeds the ablations get."""
+    grid_seeds: int = 1
+    """How many of the seeds try every learning rate; the others take the one that is best on these."""
     max_history: int = 10
     """Items that a prompt shows."""
     words_per_block: int = 2
@@ -224,8 +230,21 @@ def paper(rows: int, explained: int, items: int, backbone: Pretrained, conversat
     )
 
 
-def preset(name: str, on_data: bool) -> Recipe:
-    """The recipe of "quick" or "small", which train small models, for the synthetic catalogue or data from a folder."""
-    if name == "quick":
-        return QUICK_ON_DATA if on_data else QUICK
-    return SMALL
+def preset(name: str, data: str | None = None) -> Recipe:
+    """The recipe of "quick" or "small", which train small models.
+
+    Args:
+        data: "reasoning" or None for the reasoning world, "synthetic" for the control world, or a folder.
+    """
+    if data in (None, "reasoning"):
+        return QUICK if name == "quick" else in_world(SMALL, ReasoningConfig())
+    if name != "quick":
+        return replace(SMALL, world=SyntheticConfig())
+    return QUICK_ON_SYNTHETIC if data == "synthetic" else QUICK_ON_DATA
+
+
+def in_world(recipe: Recipe, world: ReasoningConfig) -> Recipe:
+    """The same recipe in a reasoning world, whose window is what prompts show and how long a block is."""
+    return replace(
+        recipe, world=world, max_history=world.window, words_per_block=world.window, block_budget=world.window
+    )

@@ -20,12 +20,13 @@ import torch
 from sapo.data.catalog import Catalog
 from sapo.data.interactions import Interactions, Split, SplitName
 from sapo.data.reasoning import ReasoningConfig, ReasoningWorld
-from sapo.data.synthetic import SyntheticCatalogue
+from sapo.data.synthetic import SyntheticCatalogue, SyntheticConfig
 from sapo.errors import InputError
 from sapo.files import drop_halves, write_atomically
 from sapo.recipes import Recipe
 from sapo.semantic_ids.tokenizer import refuse_another_split
 
+MADE = {"reasoning": ReasoningConfig, "synthetic": SyntheticConfig}  # worlds that are made, not read from a folder
 # Sources that decide a result; drawing and the command line are not among them.
 CODE = (
     *("data", "semantic_ids", "credit", "policy", "training", "baselines"),
@@ -60,6 +61,7 @@ class Job:
     recipe: Recipe
     out: str
     data: str | None = None
+    """A folder, or one of MADE with its default knobs; the world of the recipe where None."""
     sids: str = "sids"
     split: SplitName = "auto"
     rationales: str | None = None
@@ -88,8 +90,10 @@ def load_world(job: Job) -> World:
     Raises:
         InputError: data that does not fit; SIDs that know of another split's training sequences.
     """
-    if job.data is None:
-        config = job.recipe.world
+    if job.data is None or job.data in MADE:
+        if job.data is not None and Path(job.data).is_dir():
+            raise InputError(f"{job.data!r} is a world that is made, and a folder here: give the folder's whole path.")
+        config = job.recipe.world if job.data is None else MADE[job.data]()
         made = ReasoningWorld(config) if isinstance(config, ReasoningConfig) else SyntheticCatalogue(config)
         if job.split == "published_test":
             raise InputError(f"the world {made.catalog.name!r} has no published test pairs: use leave_one_out.")

@@ -129,7 +129,9 @@ def train_supervised_stage(job: Job, seed: int, name: str) -> None:
     policy.save(folder.policy)
     write_table(tidy_log(history), folder.path / "log.csv")
     if name == "stage2":
-        write_table(stage2_rollouts(job, policy, seed), folder.path / "rollouts.csv.gz")
+        rollouts = stage2_rollouts(job, policy, seed)
+        write_table(rollouts, folder.path / "rollouts.csv.gz")
+        metrics |= sampled_matches(rollouts)
     folder.write_card(metrics)
     if name == "stage2":
         metrics |= trace_leaks(job, traces)
@@ -168,8 +170,9 @@ def train_stage3(job: Job, seed: int, method: str, learning_rate: float) -> None
         temperature=settings.temperature,
         learning_rate=learning_rate,
         weight_decay=settings.weight_decay,
+        optim=settings.optimizer,
         lr_scheduler_type="constant",
-        max_grad_norm=1.0,
+        max_grad_norm=settings.max_grad_norm,
         logging_steps=settings.log_every,
         log_completions=True,
         num_completions_to_print=0,
@@ -443,6 +446,13 @@ def stage2_rollouts(job: Job, policy: Policy, seed: int) -> pd.DataFrame:
     match = (torch.cat(sids) == target).long()
     prompt, rollout, level = np.indices((len(rows), settings.group_size, policy.catalog.num_levels)).reshape(3, -1)
     return pd.DataFrame({"prompt": prompt, "rollout": rollout, "level": level + 1, "match": match.flatten().numpy()})
+
+
+def sampled_matches(rollouts: pd.DataFrame) -> dict[str, float]:
+    """How often sampled completions are right: what the start of reinforcement learning can do."""
+    by_level = rollouts.pivot(index=["prompt", "rollout"], columns="level", values="match")
+    rates = {f"rollouts/match_level_{level}": float(rate) for level, rate in by_level.mean().items()}
+    return {"rollouts/exact": float(by_level.prod(axis=1).mean())} | rates
 
 
 def _recommender(job: Job, seed: int, system: str) -> RecR1 | R2ec | RecCoT:

@@ -67,9 +67,9 @@ def items_with_the_sids_of(world: ReasoningWorld, items: list[int], other: Reaso
 def test_two_states_by_hand():
     """Two levels of two codes, two items read. On both levels code 0 keeps the state and code 1 swaps it.
 
-    After the items (1, 0), (1, 1) automaton 1 went from 0 to 1, then 0; automaton 2 stayed at 0, then went to 1. So each
-    code of (0, 1) comes with .6 + .4 / 2 = .8, the other one with .2. Who reads the last item alone does not know where
-    the first one led: to 0 or 1 alike.
+    After the items (1, 0), (1, 1) automaton 1 went from 0 to 1, then 0; automaton 2 stayed at 0, then went to 1. So
+    each code of (0, 1) comes with .6 + .4 / 2 = .8, the other one with .2. Who reads the last item alone does not know
+    where the first one led: to 0 or 1 alike.
     """
     world = ReasoningWorld(ReasoningConfig(2, 2, window=2, predictability=0.6, num_users=3, lengths=(5, 5)))
     world.automata = np.array([[[0, 1], [1, 0]]] * 2)  # (level, code, state)
@@ -96,8 +96,8 @@ def test_two_states_by_hand():
     # coupled, automaton 2 starts where automaton 1 ended, in state 0 here; after (1, 0), (0, 1) in state 1
     coupled = ReasoningWorld(replace(world.config, coupled=True))
     coupled.automata, other = world.automata, [item[1, 0], item[0, 1]]
-    for history, states in ((history, [[1, 0], [0, 1]]), (other, [[1, 1], [1, 0]])):
-        assert coupled.states([items_with_the_sids_of(world, history, coupled)]).tolist() == [states]
+    for items, states in ((history, [[1, 0], [0, 1]]), (other, [[1, 1], [1, 0]])):
+        assert coupled.states([items_with_the_sids_of(world, items, coupled)]).tolist() == [states]
 
 
 @pytest.mark.parametrize("config", CONFIGS)
@@ -177,7 +177,7 @@ def test_the_optimum_is_the_best_of_all_rankings():
 
 @pytest.mark.parametrize("config", [SMALL, CONFIGS[1]])
 def test_nobody_who_leaves_an_item_out_scores_above_the_bound(config):
-    """Over all windows, each as likely as the other: of all that rank by the last items alone, the bound is the best."""
+    """Over all windows, each as likely: of all that rank by the last items alone, the bound is the best."""
     world = ReasoningWorld(config)
     everything = windows(world)
     whole = world.next_item_probabilities(everything)

@@ -237,7 +237,7 @@ class ReasoningWorld:
         return known.sum(2)
 
     def _code_probabilities(self, level: int) -> Float[ndarray, "N b"]:
-        """P(code of the item | its prefix, final state): the state's code if that leads to an item, or any that does."""
+        """P(code of the item | its prefix, final state): the state's if it leads to an item, or any that does."""
         p, mine = self.config.predictability, self.codes[:, level]
         there = self._children(level, self.codes[:, :level])  # (N, b)
         chance = 1 / there.sum(1, keepdims=True)

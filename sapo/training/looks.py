@@ -15,7 +15,7 @@ def reached(name: str, value: float) -> Rule:
 
 
 def collapsed(name: str, share: float) -> Rule:
-    """Ends a stage at a look whose number lies below this share of the first look's, from a quarter of the updates on."""
+    """Ends a stage whose number falls below this share of the first look's, from a quarter of the updates on."""
     return lambda looks, state: state.global_step >= state.max_steps / 4 and looks[-1][name] < share * looks[0][name]
 
 
