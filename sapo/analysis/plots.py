@@ -218,13 +218,13 @@ def plot_curve(
     Raises:
         InputError: no rows of `metric`, two values for one (method, seed, step), or seeds without a common step.
     """
-    ax = _axes(ax)
+    ax = new_axes(ax)
     rows = data[data["metric"] == metric]
     if rows.empty:
         raise InputError(f"no rows of metric {metric!r}; there are {', '.join(sorted(data['metric'].unique()))}.")
     if rows.duplicated(["method", "seed", "step"]).any():
         raise InputError(f"{metric}: two values for one (method, seed, step); select one dataset and preset.")
-    for method in _in_order(rows["method"]):
+    for method in ordered_methods(rows["method"]):
         runs = rows[rows["method"] == method].pivot(index="step", columns="seed", values="value").dropna()
         if runs.empty:
             raise InputError(f"{metric}: the seeds of {method} have no step in common.")
@@ -321,7 +321,7 @@ def plot_advantage_distributions(data: pd.DataFrame, ax: Axes | None = None, bin
     Args:
         data: columns credit ("trajectory", "step 1", ...) and advantage, one row a completion.
     """
-    ax = _axes(ax)
+    ax = new_axes(ax)
     units = _credit_units(data)
     limit = max(np.ceil(data["advantage"].abs().max() / bin_width), 1) * bin_width
     edges = np.arange(-limit, limit + bin_width / 2, bin_width)
@@ -394,7 +394,7 @@ def plot_results(data: pd.DataFrame, metric: str, ax: Axes | None = None) -> Axe
     Raises:
         InputError: no rows of `metric`, or rows of several datasets, splits or presets.
     """
-    ax = _axes(ax)
+    ax = new_axes(ax)
     rows = validate_results(data)
     rows = rows[rows["metric"] == metric]
     if rows.empty:
@@ -448,7 +448,7 @@ def plot_gains(
     Raises:
         InputError: no method that shares a seed with `against` in this metric.
     """
-    ax = _axes(ax)
+    ax = new_axes(ax)
     gains = paired_gains(data, metric, against)
     methods = list(order or gains.mean().sort_values(ascending=False).index)
     for place, method in enumerate(methods):
@@ -484,10 +484,10 @@ def plot_against_sparsity(
     Raises:
         InputError: two rows for one (objective, exact match, world).
     """
-    ax = _axes(ax)
+    ax = new_axes(ax)
     if data.duplicated(["objective", "exact_match", "seed"]).any():
         raise InputError(f"{column}: two rows for one (objective, exact_match, seed); select one cell of the rest.")
-    objectives = _in_order(data["objective"])
+    objectives = ordered_methods(data["objective"])
     for index, objective in enumerate(objectives):
         worlds = data[data["objective"] == objective].pivot(index="exact_match", columns="seed", values=column)
         values = worlds.to_numpy(float)
@@ -527,7 +527,7 @@ def plot_winners(data: pd.DataFrame, ax: Axes | None = None) -> Axes:
     Args:
         data: columns objective, exact_match, coupling, seed, gain (efficiency over that of GRPO in the same world).
     """
-    ax = _axes(ax)
+    ax = new_axes(ax)
     logs = data.assign(gain=np.log(data["gain"])).pivot(
         index=["coupling", "exact_match", "seed"], columns="objective", values="gain"
     )
@@ -570,7 +570,7 @@ def plot_growth(data: pd.DataFrame, ax: Axes | None = None, quantity: str = "sec
     """
     if data.empty:
         raise InputError("no rows of how a cost grows.")
-    ax = _axes(ax)
+    ax = new_axes(ax)
     unit = 1e6 if quantity == "peak_bytes" else 1.0
     if unknown := set(data["what"]) - set(WORK):
         raise InputError(f"unknown work {min(unknown)!r}; known are {', '.join(WORK)}.")
@@ -610,7 +610,7 @@ def _short(value: float) -> str:
 
 def _plot_shares(data: pd.DataFrame, column: str, names: list[str], colors: list, ax: Axes | None) -> Axes:
     """Horizontal bars from 0 to 1: mean over seeds, interval, and every seed as a dot."""
-    ax = _axes(ax)
+    ax = new_axes(ax)
     for place, (name, color) in enumerate(zip(reversed(names), reversed(colors), strict=True)):
         values = data.loc[data[column] == name, "value"].to_numpy()
         interval: Interval = seed_interval(values)
@@ -628,11 +628,12 @@ def _plot_shares(data: pd.DataFrame, column: str, names: list[str], colors: list
     return ax
 
 
-def _axes(ax: Axes | None) -> Axes:
+def new_axes(ax: Axes | None) -> Axes:
+    """The axes given, or those of a figure of their own."""
     return plt.subplots()[1] if ax is None else ax
 
 
-def _in_order(methods: pd.Series) -> list[str]:
+def ordered_methods(methods: pd.Series) -> list[str]:
     """Distinct methods, in the order of METHOD_COLORS, then by name."""
     order = list(METHOD_COLORS)
     return sorted(methods.unique(), key=lambda name: (order.index(name) if name in order else len(order), name))
