@@ -42,7 +42,7 @@ from sapo.stages import (
 from sapo.systems import COMPACT, STAGES, SYSTEMS, stage_of
 
 KEYS = {"dynamics.csv.gz": [*WORLD, "method"], "rollouts.csv.gz": WORLD, "looks.csv.gz": [*WORLD, "method"]}
-LOOKS = r"^valid/|^kl$|^grad_norm$|^rewards/exact/mean$"  # what looks.csv.gz keeps of every rate of a grid
+LOOKS = r"^valid/|^kl$|^grad_norm$|^rollouts$|^rewards/exact/mean$"  # what looks.csv.gz keeps of every rate of a grid
 BOOKKEEPING = r"^completions/|/std$|^num_tokens$|^step_time$|/reward_mean$"  # stays in a run's log.csv
 # Of validation the record keeps what choices were made by, of other ways to search and to count its ten first items;
 # runs keep the rest.

@@ -392,18 +392,19 @@ def pretrained(job: Job) -> Pretrained | None:
 
 
 def words_and_traces(job: Job) -> tuple[list[str], Traces]:
-    """The words that a small policy is to know, and what a policy is to think: words of the SID tree, or of a teacher.
+    """The words that a small policy is to know, and what a policy is to think: the states of a reasoning world, words
+    of the SID tree, or those of a teacher.
 
     A pretrained policy knows all words, and thinks in a teacher's sentences.
     """
-    recipe, catalog = job.recipe, job.world.catalog
+    recipe, catalog, made = job.recipe, job.world.catalog, job.world.synthetic
+    if job.rationales is None and isinstance(made, ReasoningWorld):
+        return [*dict.fromkeys([*frequent_words(catalog, recipe.vocabulary), *chain(*made.words)])], made.traces
     if pretrained(job) is not None:
         if job.rationales is None:
             return [], NodeDescriptors(catalog, recipe.words_per_block)
         return [], RationaleTraces(read_rationales(job.rationales, catalog), catalog.num_levels)
     words = frequent_words(catalog, recipe.vocabulary)
-    if job.rationales is None and isinstance(job.world.synthetic, ReasoningWorld):
-        return [*dict.fromkeys([*words, *chain(*job.world.synthetic.words)])], job.world.synthetic.traces
     if job.rationales is None:
         return words, NodeDescriptors(catalog, recipe.words_per_block, words)
     rationales = read_rationales(job.rationales, catalog)

@@ -39,7 +39,7 @@ def call(*arguments, **options):
 def folder(tmp_path_factory):
     """A data folder on disk."""
     path = tmp_path_factory.mktemp("data") / "shop"
-    world = SyntheticCatalogue(TINY.synthetic)
+    world = SyntheticCatalogue(TINY.world)
     world.catalog.save(path)
     world.interactions.save(path)
     return path
@@ -48,7 +48,7 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def tiny(monkeypatch):
     """`sapo run` with a recipe of seconds, in this process."""
-    monkeypatch.setattr(recipes, "preset", lambda name, on_data: TINY)
+    monkeypatch.setattr(recipes, "preset", lambda name, data: TINY)
     monkeypatch.setattr(recipes, "QUICK", TINY)
 
     def run(*arguments):
@@ -217,7 +217,7 @@ def test_a_full_disk_is_one_message(room, tmp_path):
 import resource, sys
 from sapo import cli, recipes
 from test_experiments import TINY
-recipes.preset = lambda name, on_data: TINY
+recipes.preset = lambda name, data: TINY
 resource.setrlimit(resource.RLIMIT_FSIZE, ({room}, {room}))
 sys.argv = ["sapo", "run", "--out", {str(tmp_path)!r}, "--workers", "1"]
 cli.main()

@@ -17,13 +17,14 @@ import torch
 from sapo import experiments, runs, stages
 from sapo.analysis.results import add_results, read_results
 from sapo.credit.objectives import OBJECTIVES
+from sapo.data.reasoning import ReasoningConfig
 from sapo.data.synthetic import SyntheticConfig
 from sapo.errors import InputError
 from sapo.experiments import publish, run
 from sapo.files import updating
 from sapo.policy.backbone import BackboneConfig
 from sapo.policy.policy import Policy, recommend
-from sapo.recipes import EvaluationConfig, Recipe, RLConfig
+from sapo.recipes import EvaluationConfig, Recipe, RLConfig, in_world
 from sapo.runs import Job, load_world
 from sapo.systems import SYSTEMS
 from sapo.training.config import SAPOConfig
@@ -36,7 +37,7 @@ TINY = Recipe(
     stage2=SFTConfig(updates=8, batch_size=16),
     stage3=RLConfig(updates=4, prompts=2, group_size=4, learning_rates=(1e-3, 3e-3), log_every=2),
     backbone=BackboneConfig(hidden_size=16, num_heads=2, intermediate_size=16),
-    synthetic=SyntheticConfig(num_users=60, num_items=30, branching=(4, 4, 4)),
+    world=SyntheticConfig(num_users=60, num_items=30, branching=(4, 4, 4)),
     evaluation=EvaluationConfig(test_rows=20, valid_rows=10, rollout_prompts=5),
     seeds=(0, 1),
     ablations=("sapo_outcome_reward",),
@@ -162,7 +163,7 @@ def test_a_card_lies_beside_every_checkpoint(finished):
 
 def test_stage_3_refuses_the_training_rows_of_another_split(finished, tmp_path):
     job, _, _ = finished
-    other = replace(job, recipe=replace(TINY, synthetic=replace(TINY.synthetic, num_users=70)))
+    other = replace(job, recipe=replace(TINY, world=replace(TINY.world, num_users=70)))
     args = SAPOConfig(str(tmp_path), num_generations=2, per_device_train_batch_size=4, max_steps=1)
     stage2 = stages.supervised_folder(job, 0, "stage2").policy
     with pytest.raises(InputError, match="Train one for this split"):
@@ -338,8 +339,8 @@ def test_what_a_killed_run_left_half_written_goes(finished, tmp_path):
 
 
 def test_a_catalogue_smaller_than_a_ranking(tmp_path):
-    world = replace(TINY.synthetic, branching=(3, 2), num_items=6, predictability=(0.8, 0.7))
-    recipe = replace(TINY, synthetic=world, seeds=(0,), objectives=(), ablations=())
+    world = replace(TINY.world, branching=(3, 2), num_items=6, predictability=(0.8, 0.7))
+    recipe = replace(TINY, world=world, seeds=(0,), objectives=(), ablations=())
     results = run(Job(recipe, str(tmp_path)), workers=1)
     at_10 = results[results["metric"] == "recall@10"].set_index("method")["value"]
     assert at_10["popularity"] == at_10["cooccurrence"] == 1  # all 6 items are among 10 places
@@ -500,3 +501,125 @@ def test_same_table_same_bytes(name, tmp_path):
         runs.write_table(table, path)
     assert paths[0].read_bytes() == paths[1].read_bytes()
     assert pd.read_csv(paths[0]).equals(table)
+
+
+# ------------------------------------------------------------------------------------------------- looks and grids
+
+REASONING = in_world(
+    replace(
+        TINY,
+        stage2=SFTConfig(updates=40, batch_size=16, until_exact=0.2, look_every=2),
+        stage3=replace(TINY.stage3, learning_rates=(1e-3, 1e-2), look_every=2, look_rows=20, give_up_below=0.5),
+        objectives=("sapo", "grpo"),
+        ablations=("grpo_step_reward",),
+        seeds=(0, 1, 2),
+        grid_seeds=2,
+        evaluation=EvaluationConfig(test_rows=20, valid_rows=40, rollout_prompts=5),
+    ),
+    ReasoningConfig(levels=2, codes=3, num_users=60),
+)
+
+
+@pytest.fixture(scope="module")
+def reasoned(tmp_path_factory):
+    """A finished job in a reasoning world, and what it told of its tasks."""
+    out, told = tmp_path_factory.mktemp("reasoned"), []
+    job = Job(REASONING, str(out))
+    return job, out, run(job, 1, lambda done, of: told.append((done, of))), told
+
+
+def test_every_seed_of_the_grid_tries_every_rate_and_validation_chooses_by_their_mean(reasoned):
+    job, out, results, told = reasoned
+    looks = pd.read_csv(out / "looks.csv.gz")
+    tried = looks.groupby(["method", "seed"])["learning_rate"].nunique()
+    assert tried.to_dict() == {
+        **{(method, seed): 2 for method in ("sapo", "grpo") for seed in (0, 1)},
+        **{(method, 2): 1 for method in ("sapo", "grpo")},
+        ("grpo_step_reward", 0): 2,  # an ablation of one seed
+    }
+    for method in ("sapo", "grpo"):
+        means = {
+            rate: np.mean(
+                [
+                    stages.stage3_folder(job, seed, method, rate)
+                    .table("metrics.csv")
+                    .set_index("metric")["value"]["valid/ndcg@10"]
+                    for seed in (0, 1)
+                ]
+            )
+            for rate in (1e-3, 1e-2)
+        }
+        chosen = experiments.choose_learning_rate(job, method)
+        assert means[chosen] == max(means.values())
+        rates = results[(results["metric"] == "learning_rate") & (results["method"] == method)]
+        assert rates["value"].tolist() == [chosen] * 3
+    # references, three stages for each of three seeds, ten runs of the grid; then two runs and 13 tests: of two
+    # supervised stages and two objectives three seeds each, and the ablation's one
+    assert told == [(done, 20) for done in range(1, 21)] + [(done, 15) for done in range(1, 16)]
+
+
+def test_looks_start_before_the_first_update_and_agree_for_all_runs_of_a_seed(reasoned):
+    _, out, _, _ = reasoned
+    looks = pd.read_csv(out / "looks.csv.gz")
+    assert set(looks["metric"]) >= {"valid/ndcg@10", "valid/match_level_2", "kl", "grad_norm", "rollouts"}
+    first = looks[(looks["metric"] == "valid/ndcg@10") & (looks["step"] == 0)]
+    assert len(first) == 12
+    assert (first.groupby("seed")["value"].nunique() == 1).all()
+
+
+def test_stage_2_ends_at_what_it_can_do_and_says_so_of_its_rollouts(reasoned):
+    job, _, results, _ = reasoned
+    rows = results[results["method"] == "stage2"].set_index(["metric", "seed"])["value"]
+    for seed in job.recipe.seeds:
+        log = stages.supervised_folder(job, seed, "stage2").table("log.csv")
+        seen = log[log["metric"] == "valid/recall@1"].set_index("step")["value"]
+        updates = rows["updates", seed]
+        assert updates == 40 or seen[updates] >= 0.2
+        assert (seen[seen.index < updates] < 0.2).iloc[1:].all()  # the look before the first update ends nothing
+    kept = pd.read_csv(Path(job.out) / "rollouts.csv.gz")
+    for seed, of_seed in kept.groupby("seed"):
+        match = of_seed.pivot(index=["prompt", "rollout"], columns="level", values="match")
+        assert rows["rollouts/exact", seed] == pytest.approx((match[1] * match[2]).mean())
+        assert rows["rollouts/match_level_2", seed] == pytest.approx(match[2].mean())
+    # the control without thinking has no such end
+    control = results[(results["method"] == "stage2_no_thinking") & (results["metric"] == "updates")]
+    assert (control["value"] == 40).all()
+
+
+def test_thoughts_are_those_of_the_world(reasoned):
+    job, _, _, _ = reasoned
+    words, traces = stages.words_and_traces(job)
+    made = load_world(job).synthetic
+    assert set(words) == {word for level in made.words for word in level}
+    history = load_world(job).split.test.history[0]
+    assert traces.of_row(history, 0) == made.traces.of_row(history, 0)
+
+
+def test_the_record_keeps_looks_and_rounds_curves(reasoned, tmp_path):
+    _, out, _, _ = reasoned
+    publish(out, tmp_path)
+    kept, whole = (pd.read_csv(folder / "looks.csv.gz") for folder in (tmp_path, out))
+    assert len(kept) == len(whole)
+    assert np.allclose(kept["value"], whole["value"], rtol=1e-4)
+    assert (kept["value"].map(lambda value: float(f"{value:.5g}")) == kept["value"]).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"grid_seeds": 4}, "grid_seeds is 4; there are 3 seeds"),
+        ({"ablation_seeds": 0}, "ablation_seeds is 0"),
+    ],
+)
+def test_grids_that_do_not_fit_the_seeds_are_refused(tmp_path, change, message):
+    with pytest.raises(InputError, match=message):
+        run(Job(replace(REASONING, **change), str(tmp_path)), workers=1)
+
+
+def test_a_rule_without_looks_is_refused():
+    with pytest.raises(InputError, match="look_every says nothing of when to look"):
+        RLConfig(give_up_below=0.5)
+    with pytest.raises(InputError, match="look_every is 0"):
+        RLConfig(look_every=0)
+    with pytest.raises(InputError, match=r"until_exact is 1\.5; a share"):
+        SFTConfig(updates=3, until_exact=1.5)
