@@ -32,10 +32,8 @@ def written_out(policy: OneOrTwoSteps, size: int, absent: str) -> list[float]:
         counted = [member[2] or 0 for member in group if member[2] is not None or absent == "zero"]
         for _, a, b, slopes in group:
             own = a - mean_first
-            if b is not None or absent == "zero":
-                later = (b or 0) - sum(counted) / len(counted)
-            else:
-                later = 0.0
+            has_second = b is not None or absent == "zero"
+            later = (b or 0) - sum(counted) / len(counted) if has_second else 0.0
             for which, credit in enumerate((own + later, own + later, later)):
                 total[which] += prob * credit * slopes[which] / size
     return total

@@ -1,15 +1,15 @@
 """What normalising at a fixed step costs where the policy decides how many steps there are, computed exactly.
 
-A completion takes step 1, decides whether to go on, and takes step 2 if so. Each step is right or wrong and pays 1 or 0,
-and J is the expected sum. Its three parameters are the logits of the three choices. Credit is normalised at each step
-index over the group, without a std, and a choice is credited with its own step and the later one:
+A completion takes step 1, decides whether to go on, and takes step 2 if so. Each step is right or wrong and pays 1 or
+0, and J is the expected sum. The three parameters are the logits of the three choices. Credit is normalised at each
+step index over the group, without a std, and a choice is credited with its own step and the later one:
 
     absent "left_out"   the mean at step 2 is over the completions that have one
     absent "zero"       a step that was not taken is a step that pays 0, so that K = 2 is fixed
 
-With K fixed, by the second rule or because every completion goes on, E[g] is (1 - 1/G) grad J. Under the first rule the
-mean that is subtracted depends on the decision: going on costs a completion what step 2 pays on average, so the decision
-is never credited for it (https://github.com/verl-project/verl/issues/7244).
+With K fixed, by the second rule or because every completion goes on, E[g] is (1 - 1/G) grad J. Under the first rule
+what is subtracted depends on the decision: going on costs a completion what step 2 pays on average, so the decision is
+never credited for it (https://github.com/verl-project/verl/issues/7244).
 """
 
 import math
