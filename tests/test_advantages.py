@@ -8,11 +8,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sapo.credit.advantages import step_advantages, suffix_sum, to_tokens, trajectory_advantages
+from sapo.credit.advantages import (
+    kept_share,
+    step_advantages,
+    suffix_sum,
+    to_tokens,
+    trajectory_advantages,
+    zero_variance,
+)
 from sapo.errors import InputError
 
 close = partial(torch.testing.assert_close, atol=1e-9, rtol=1e-9)
-SCALES = ("group", "batch", "none")
+SCALES = ("group", "batch", "batch_centred", "none")
 BASELINES = ("group", "leave_one_out", "batch", "none")
 
 
@@ -25,14 +32,31 @@ def sample_std(values: list[float]) -> float:
     return math.sqrt(math.fsum((value - centre) ** 2 for value in values) / (len(values) - 1))
 
 
-def normalised(value: float, index: int, group: list[float], batch: list[float], scale: str, baseline: str) -> float:
-    """The advantage of `group[index]`: one number at a time, as a person with a calculator would."""
+def centred(index: int, group: list[float], batch: list[float], baseline: str) -> float:
     if baseline in ("group", "leave_one_out") and max(group) == min(group):
         return 0.0
     others = [other for j, other in enumerate(group) if j != index]
-    subtracted = {"group": mean(group), "leave_one_out": mean(others), "batch": mean(batch), "none": 0.0}[baseline]
-    divisor = {"group": sample_std(group) + 1e-4, "batch": sample_std(batch) + 1e-4, "none": 1.0}[scale]
-    return (value - subtracted) / divisor
+    return group[index] - {
+        "group": mean(group), "leave_one_out": mean(others), "batch": mean(batch), "none": 0.0
+    }[baseline]  # fmt: skip
+
+
+def normalised(index: int, group: list[float], batch: list[float], scale: str, baseline: str) -> float:
+    """The advantage of `group[index]`: one number at a time, as a person with a calculator would. `batch` holds whole
+    groups, one behind the other."""
+    size = len(group)
+    left = [
+        centred(j, batch[first : first + size], batch, baseline)
+        for first in range(0, len(batch), size)
+        for j in range(size)
+    ]
+    divisor = {
+        "group": sample_std(group) + 1e-4,
+        "batch": sample_std(batch) + 1e-4,
+        "batch_centred": sample_std(left) + 1e-4,
+        "none": 1.0,
+    }[scale]
+    return centred(index, group, batch, baseline) / divisor
 
 
 def oracle(rewards: list[list[float]], size: int, scale: str, baseline: str, across_steps: bool) -> list[list[float]]:
@@ -49,7 +73,7 @@ def oracle(rewards: list[list[float]], size: int, scale: str, baseline: str, acr
                 index = (i - first) * len(row) + k
             else:
                 group, batch, index = [member[k] for member in members], [member[k] for member in rewards], i - first
-            result[-1].append(normalised(row[k], index, group, batch, scale, baseline))
+            result[-1].append(normalised(index, group, batch, scale, baseline))
     return result
 
 
@@ -184,7 +208,33 @@ def test_only_batch_statistics_see_other_prompts():
     assert not torch.allclose(step_advantages(rewards, 4, "batch")[:4], step_advantages(other, 4, "batch")[:4])
 
 
-@pytest.mark.parametrize("scale", SCALES)
+def test_over_the_spread_of_what_is_left():
+    """Two easy prompts of rewards (10, 9) and (1, 0): about their group's mean all are 1/2 away, so the std is that of
+    four halves, sqrt(1/3); over all four rewards it would be that of the prompts."""
+    rewards = torch.tensor([10.0, 9, 1, 0], dtype=torch.float64)
+    half = 0.5 / (math.sqrt(1 / 3) + 1e-4)
+    expected = torch.tensor([half, -half, half, -half], dtype=torch.float64)
+    close(trajectory_advantages(rewards, 2, "batch_centred"), expected)
+    close(trajectory_advantages(rewards, 2, "batch"), (rewards - rewards.mean()).sign().new_tensor([0.5, -0.5] * 2)
+          / (math.sqrt((25 + 16 + 16 + 25) / 3) + 1e-4))  # fmt: skip
+    # twice as far with the other member's reward for a baseline, and so is the std
+    twice = 1 / (2 * math.sqrt(1 / 3) + 1e-4)
+    close(trajectory_advantages(rewards, 2, "batch_centred", "leave_one_out"), expected / half * twice)
+
+
+def test_zero_variance_is_of_a_group_and_a_step():
+    rewards = torch.tensor([[1.0, 0], [1, 1], [0, 0], [0, 0]])  # spread in step 2 of the first group alone
+    silent = zero_variance(step_advantages(rewards, 2), 2)
+    assert silent.tolist() == [[True, False]] * 2 + [[True, True]] * 2
+    # against the batch's mean, 1/2 in step 1 and 1/4 in step 2, equal rewards of a group are credit too
+    assert not zero_variance(step_advantages(rewards, 2, baseline="batch"), 2).any()
+    # a quarter of the four pairs of group and step is left; by 3, 1, 1 and 3 tokens a completion, 1 of 8
+    assert kept_share(silent, torch.ones(4, 2)).item() == 0.25
+    assert kept_share(silent, torch.tensor([[3.0, 1], [3, 1], [1, 3], [1, 3]])).item() == 0.125
+    assert kept_share(torch.ones(4, 2, dtype=torch.bool), torch.ones(4, 2)).item() == 1  # nothing to divide by
+
+
+@pytest.mark.parametrize("scale", ["group", "batch", "none"])
 @pytest.mark.parametrize("size", [2, 3, 8])
 def test_leave_one_out_is_the_centred_one_stretched(scale, size):
     rewards = random_rewards(3, size, 2)
@@ -219,7 +269,7 @@ def test_groups_must_be_whole_and_plural(group_size):
 
 
 def test_unknown_words_are_named():
-    with pytest.raises(InputError, match=r"'std'.*'group', 'batch' or 'none'"):
+    with pytest.raises(InputError, match=r"'std'.*'group', 'batch', 'batch_centred' or 'none'"):
         step_advantages(torch.zeros(4, 2), 2, scale="std")
     with pytest.raises(InputError, match=r"'mean'.*'leave_one_out'"):
         step_advantages(torch.zeros(4, 2), 2, baseline="mean")

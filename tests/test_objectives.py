@@ -41,19 +41,20 @@ MEANING = {  # reward, credit, scale, ratio, average, epsilon, epsilon_high
     "sapo_sequence_mean": ("match", "step", "group", "token", "sequence", 0.2, 0.2),
     "sapo_suffix": ("gated", "step", "group", "token", "step", 0.2, 0.2),
     "sapo_fallback": ("match", "step", "group", "token", "step", 0.2, 0.2),
+    "sapo_no_std": ("match", "step", "none", "token", "step", 0.2, 0.2),
+    "sapo_batch_std": ("match", "step", "batch", "token", "step", 0.2, 0.2),
     "process_grpo": ("match", "step", "group", "token", "sequence", 0.2, 0.2),
     "rloo": ("exact", "trajectory", "none", "sequence_sum", "sequence", 0.2, 0.2),
-    "reinforce_plus_plus": ("exact", "trajectory", "batch", "token", "sequence", 0.2, 0.2),
+    "reinforce_plus_plus": ("exact", "trajectory", "batch_centred", "token", "sequence", 0.2, 0.2),
     "rlvr": ("verified", "token", "batch", "token", "token", 0.2, 0.2),
     "gdpo": ("match", "trajectory", "batch", "token", "sequence", 0.2, 0.2),
     "vppo": ("first_error", "step", "none", "token", "step", 0.2, 0.2),
     "sign": ("sign", "trajectory", "none", "token", "sequence", 0.2, 0.2),
-    "rank_reward": ("ranking", "trajectory", "group", "token", "sequence", 0.2, 0.2),
+    "rank_reward": ("ranking", "trajectory", "group", "token", "step", 0.2, 0.2),
     "best_of_beam": ("best_of_beam", "trajectory", "group", "token", "sequence", 0.2, 0.2),
 }
 BASELINES = {
     "rloo": "leave_one_out",
-    "reinforce_plus_plus": "batch",
     "gdpo": "batch",
     "sign": "none",
     "rlvr": "value",
@@ -109,6 +110,7 @@ REWARDS = {
     "rlvr": [10 * reward for reward in OUTCOME],
     "grpo_graded": [1.1, 0.6, 0.25, 0.1, 0.0, 0.0],  # 2^-(3 - m) for m > 0 leading codes, and 0.1 where valid
     **dict.fromkeys(["rank_grpo", "sapo", "sapo_sequence_mean", "sapo_fallback", "process_grpo", "gdpo"], MATCH),
+    **dict.fromkeys(["sapo_no_std", "sapo_batch_std"], MATCH),
     "sapo_gated": GATED,
     "sapo_suffix": [[3.0, 2.0, 1.0], [2.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0] * 3, [0.0] * 3, [0.0] * 3],
     "vppo": [[1.0] * 3, [0.5, 0.5, 0.0], [0.5, 0.0, 0.0], [0.0] * 3, [0.0] * 3, [0.0] * 3],
@@ -231,8 +233,51 @@ def test_vppo_by_hand():
 
 
 def test_reinforce_plus_plus_normalises_over_the_batch():
-    """Rewards (1, 0 | 1, 1): mean 3/4, sample std 1/2; an unrelated prompt changes the first group's advantages."""
-    close(advantages_of("reinforce_plus_plus", [1.0, 0, 1, 1], 2), double([0.25, -0.75, 0.25, 0.25]) / (0.5 + 1e-4))
+    """Rewards (1, 0 | 1, 1), less their group's mean: 1/2, -1/2, 0, 0, of sample std sqrt(1/6)."""
+    found = advantages_of("reinforce_plus_plus", [1.0, 0, 1, 1], 2)
+    close(found, double([0.5, -0.5, 0, 0]) / (math.sqrt(1 / 6) + 1e-4))
+    # an unrelated prompt changes the first group's advantages: now four halves, sqrt(1/3)
+    close(advantages_of("reinforce_plus_plus", [1.0, 0, 0, 1], 2)[0], double(0.5 / (math.sqrt(1 / 3) + 1e-4)))
+    # TRL's RLOO subtracts the other's reward instead, (1, -1, 0, 0) of mean 0 and sample std sqrt(2/3), and adds 1e-4
+    torch.testing.assert_close(found, double([1.0, -1, 0, 0]) / (math.sqrt(2 / 3) + 1e-4), atol=0, rtol=2e-4)
+
+
+def test_scales_of_sapo_by_hand():
+    """Groups of 2: step 1 is right once in each, step 2 once in the first and twice in the second.
+
+    Over the batch, step 1 has two ones of four, sample std sqrt(1/3), and step 2 three, sqrt(3/4 / 3) = 1/2.
+    """
+    rewards = [[1.0, 1], [0, 0], [1, 1], [0, 1]]
+    close(advantages_of("sapo_no_std", rewards, 2), double([[0.5, 0.5], [-0.5, -0.5], [0.5, 0], [-0.5, 0]]))
+    one, two = 0.5 / (math.sqrt(1 / 3) + 1e-4), 0.5 / (0.5 + 1e-4)
+    close(advantages_of("sapo_batch_std", rewards, 2), double([[one, two], [-one, -two], [one, 0], [-one, 0]]))
+
+
+def test_beams_leave_nothing_on_what_they_share():
+    """Four beams that share the thought and the first code. The hit is the second: its other two codes are forced, of
+    the others none. Rewards -.3904, 1, -.1952, -.1681; the advantages add up to 0."""
+    point = OBJECTIVES["rank_reward"]
+    target = torch.tensor([[1, 1, 1]] * 4)
+    beams = torch.tensor([[1, 0, 0], [1, 1, 1], [1, 2, 0], [1, 0, 1]])
+    rewards = point.rewards(beams, target, torch.ones(4, dtype=torch.bool), 4).double()
+    assert rewards.tolist() == pytest.approx([-0.3904, 1, -0.1952, -0.1681], abs=1e-4)
+    steps = torch.tensor([[0, 0, 1, 2, 0, 1, 2]] * 4)  # four tokens of thought, then the SID
+    sid = torch.tensor([[1, 1, 1], [1, 0, 0], [1, 1, 1], [1, 1, 1]])
+    mask = torch.cat([torch.zeros(4, 4, dtype=torch.long), sid], 1)  # as `beam_rollouts` has it
+    tokens = point.to_tokens(point.advantages(rewards, 4), steps)
+
+    def gradient(objective: Objective) -> Tensor:
+        logps = torch.zeros(4, 7, dtype=torch.float64).requires_grad_()
+        policy_loss(objective, logps, logps.detach(), tokens, steps, mask, num_steps=3, beta=0.0).loss.backward()
+        return logps.grad
+
+    found = gradient(point)
+    close(found, -tokens * mask / 3 / 4)  # one weight for every token that was a choice
+    close(found[:, 4].sum(), double(0.0))
+    assert (found[:, :4] == 0).all()
+    # By the mean over each beam's own tokens the hit gives its A to the first code, and the others, of -A in all, a
+    # third of theirs: 2/3 of the hit's own stay on what says nothing about it.
+    close(gradient(replace(point, average="sequence"))[:, 4].sum(), -2 / 3 * tokens[1, 4] / 4)
 
 
 def test_suffix_credit_by_hand():
@@ -499,6 +544,23 @@ def test_beta_is_the_objectives_own_unless_given():
         loss(point)
     with pytest.raises(InputError, match="max_length"):
         loss(plain(average="constant"))
+
+
+def test_what_leaves_zero_variance_groups_out_by_hand():
+    """Two completions of one token in each of K = 2 steps; A = 3 in step 1 of the first, 0 elsewhere. Of the four
+    (completion, step) one has credit. Reference / policy = 2 everywhere, so k3 = 1 - log 2 at every token."""
+    zero, steps = torch.zeros(2, 2, dtype=torch.float64), torch.tensor([[0, 1]] * 2)
+    k3, credit = 1 - math.log(2), torch.tensor([[True, False], [False, False]])
+    loss = partial(
+        policy_loss, plain(average="step"), zero, zero, 3.0 * credit.double(), steps, steps >= 0, num_steps=2,
+        ref_logps=zero + math.log(2), beta=0.1,
+    )  # fmt: skip
+    assert loss().loss.item() == pytest.approx(-3 / 4 + 0.1 * k3)
+    assert loss(kept_share=0.25).loss.item() == pytest.approx(-3 + 0.4 * k3)
+    assert loss(kl_mask=credit).loss.item() == pytest.approx(-3 / 4 + 0.1 * k3 / 4)
+    both = loss(kept_share=torch.tensor(0.25), kl_mask=credit)
+    assert both.loss.item() == pytest.approx(-3 + 0.1 * k3)  # of the one that has credit alone
+    assert both.metrics["kl"] == pytest.approx(k3)  # logged of all
 
 
 # Masks

@@ -273,7 +273,10 @@ def test_beam_rollouts_are_one_thought_and_its_likeliest_items():
         start = torch.cat([prompt[row][mask[row].bool()], drafts.completion_ids[row][kept]])[None]
         beams = constrained_beam_search(model, start, torch.ones_like(start), trie, layout.sid_token_ids, 5)
         assert torch.equal(beams.sids[0], out.sids[group])
-    # what is trained: chosen words, and codes that had a rival
+    # what is trained: codes that had a rival. The thought is the same for all beams, as the prompt is.
+    assert thought.any()
+    assert not out.sampled[thought].any()
+    assert (out.logps == 0).all()
     for level in range(3):
         at = (layout.read(out.completion_ids).sid_index == level) & layout.read(out.completion_ids).is_sid
         rivals = trie.allowed(out.sids[:, :level]).sum(1) > 1

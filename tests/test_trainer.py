@@ -14,7 +14,7 @@ from trl.trainer import grpo_trainer
 from worlds import CLOSE, EOS, OPEN, PAD, layout_for, random_sids, tiny_model
 
 from sapo.credit.advantages import trajectory_advantages
-from sapo.credit.objectives import OBJECTIVES
+from sapo.credit.objectives import OBJECTIVES, policy_loss
 from sapo.credit.rewards import ranking_reward
 from sapo.errors import InputError
 from sapo.policy.beam_search import constrained_beam_search
@@ -276,6 +276,86 @@ def test_every_objective_trains(objective, folder, tmp_path, tokenizer):
     assert wanted <= log
     assert ("kl" in log) == (OBJECTIVES[objective].beta > 0)
     assert list((tmp_path / "out" / "completions").glob("*.parquet"))
+
+
+def flat(model):
+    return torch.cat([value.flatten() for value in model.parameters()]).detach()
+
+
+def test_plain_gradient_descent_and_the_norm_that_is_logged(folder, tmp_path, tokenizer):
+    """A parameter moves by the rate times its gradient, so that the length of the first update says what was clipped;
+    the norm that is logged is from before. 0 or a huge number clips nothing, and both move alike in two updates."""
+    start, ends, norms = flat(load(folder)), [], []
+    options = {"optim": "sgd", "learning_rate": 0.1, "per_device_train_batch_size": 32, "rollout_func": fixed_rollouts}
+    for most in (0.0, 1e9):
+        _, end, trainer = train(folder, tmp_path, tokenizer, max_grad_norm=most, max_steps=2, **options)
+        norms.append([entry["grad_norm"] for entry in trainer.state.log_history if "grad_norm" in entry])
+        ends.append(end)
+    assert len(norms[0]) == 2  # one an update
+    assert norms[0] == pytest.approx(norms[1], rel=1e-5)
+    assert torch.equal(ends[0], ends[1])
+    for most, length in ((0.0, norms[0][0]), (norms[0][0] / 4, norms[0][0] / 4)):
+        _, end, trainer = train(folder, tmp_path, tokenizer, max_grad_norm=most, max_steps=1, **options)
+        assert float((end - start).norm()) == pytest.approx(0.1 * length, rel=1e-3)
+        assert trainer.state.log_history[0]["grad_norm"] == pytest.approx(norms[0][0], rel=1e-5)
+    with pytest.raises(InputError, match="give 0 for gradients that are not clipped"):
+        SAPOConfig(**settings(tmp_path, max_grad_norm=None))
+
+
+@pytest.mark.parametrize("objective", ["grpo", "sapo", "dapo"])
+def test_zero_variance_groups_are_left_out_of_the_divisor(objective, folder, tmp_path, tokenizer):
+    """Without a KL the update is the usual one over the share of groups that have credit."""
+    options = {
+        "objective": objective, "optim": "sgd", "learning_rate": 0.1, "max_grad_norm": 0.0, "max_steps": 1, "beta": 0.0,
+        "per_device_train_batch_size": 16, "gradient_accumulation_steps": 2,
+    }  # fmt: skip
+    if objective != "dapo":  # which makes its own
+        options["rollout_func"] = fixed_rollouts
+    start, moved = flat(load(folder)), []
+    for setting in (None, "divisor"):
+        trainer = ours(folder, tmp_path, tokenizer, drop_zero_variance=setting, **options)
+        _, batch = first_batch(trainer)
+        moved.append(flat(trainer.model) - start)
+    target = torch.tensor(list(trainer._logs["extra"]["target_sid"]))  # DAPO replaces the rows that it was given
+    match = (LAYOUT.parse(batch["completion_ids"]).sids == target).view(8, 4, 2)
+    rewards = match if objective == "sapo" else match.all(2, keepdim=True)
+    spread = rewards.any(1) & ~rewards.all(1)  # of 8 groups, for SAPO in 2 steps
+    tokens = (batch["completion_mask"] * batch["tool_mask"]).view(8, -1).sum(1)
+    share = spread.float().mean() if objective != "dapo" else tokens[spread[:, 0]].sum() / tokens.sum()
+    assert 0 < share < 1
+    assert batch["kept_share"].item() == pytest.approx(float(share))
+    torch.testing.assert_close(moved[1] * share, moved[0], atol=1e-6, rtol=0)
+    assert moved[0].norm() > 1e-3
+
+
+def test_zero_variance_groups_are_left_out_of_the_kl(folder, tmp_path, tokenizer):
+    """Left out of both, the loss is that of the other groups alone; of the KL, the divisor stays. A step's token has
+    its KL where its group differs in that step."""
+    options = {"per_device_train_batch_size": 32, "max_steps": 1, "rollout_func": fixed_rollouts, "beta": 0.5}
+    found = {}
+    for setting in ("kl", "both"):
+        trainer = ours(folder, tmp_path, tokenizer, objective="grpo", drop_zero_variance=setting, **options)
+        inputs, batch = first_batch(trainer)
+        alive = (batch["advantages"] != 0).any(1).view(8, 4).any(1).repeat_interleave(4)
+        logps = batch["ref_per_token_logps"]
+        rows = [batch["advantages"], batch["token_steps"], batch["completion_mask"] * batch["tool_mask"]]
+        kept = [part[alive] for part in (logps + 0.3, logps, *rows)]
+        expected = policy_loss(
+            trainer.objective, *kept, num_steps=2, ref_logps=logps[alive], beta=0.5, max_length=12
+        ).loss
+        trainer._get_per_token_logps_and_entropies = lambda *a, logps=logps, **k: (logps + 0.3, None, None)
+        found[setting] = trainer._compute_loss(trainer.model, batch | {"old_per_token_logps": logps})
+        assert 0 < alive.float().mean() < 1
+        share = 1.0 if setting == "both" else float(alive.float().mean())
+        torch.testing.assert_close(found[setting], expected * share)
+    trainer = ours(folder, tmp_path, tokenizer, drop_zero_variance="kl", **options)
+    inputs, batch = first_batch(trainer)
+    match = LAYOUT.parse(batch["completion_ids"]).sids == torch.tensor([row["target_sid"] for row in inputs])
+    for row in range(32):
+        group = match[row - row % 4 :][:4]
+        for k in range(2):
+            uneven = bool(group[:, k].any() and not group[:, k].all())
+            assert (batch["kl_mask"][row][batch["token_steps"][row] == k] == uneven).all()
 
 
 def test_logged_step_metrics_are_those_of_the_batch(folder, tmp_path, tokenizer):
@@ -581,6 +661,19 @@ def test_dynamic_sampling_fills_the_batch_with_groups_that_have_spread(folder, t
         assert log["dynamic_sampling/share_with_spread"] == pytest.approx(spread)
         assert 1 <= log["dynamic_sampling/rounds"] <= 4
         assert 16 <= log["rollouts"] <= 64
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"drop_zero_variance": "loss"}, "drop_zero_variance is 'loss'; use 'divisor', 'kl', 'both' or None"),
+        ({"drop_zero_variance": "kl", "beta": 0.0}, "beta=0 means there is none"),
+        ({"drop_zero_variance": "divisor", "objective": "rlvr"}, "compares no groups"),
+    ],
+)
+def test_leaving_out_what_is_not_there(options, message, tmp_path):
+    with pytest.raises(InputError, match=message):
+        SAPOConfig(**settings(tmp_path, **options))
 
 
 def test_refusals(folder, tmp_path, tokenizer):

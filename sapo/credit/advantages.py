@@ -5,7 +5,7 @@ completion tokens.
 """
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sapo.errors import InputError
@@ -26,7 +26,8 @@ def step_advantages(
     process supervision of GRPO (arXiv 2402.03300, section 4.1.3) before its suffix sum.
 
     Args:
-        scale: what divides: "group" (std of the group), "batch" (std of the step over the whole batch) or "none".
+        scale: what divides: "group" (std of the group), "batch" (std of the step over the whole batch),
+            "batch_centred" (the same of what is left once the baseline is subtracted) or "none".
         baseline: what is subtracted: the mean of the "group", of its other members ("leave_one_out"), of the
             "batch", or "none".
 
@@ -63,17 +64,19 @@ def step_advantages(
     else:
         raise InputError(f"baseline is {baseline!r}: use 'group', 'leave_one_out', 'batch' or 'none'.")
 
+    if baseline != "none":
+        centred = centred.masked_fill(no_spread, 0.0)
+
     if scale == "group":
         scaled = centred / (groups.std(1, keepdim=True) + STD_EPSILON)
     elif scale == "batch":
         scaled = centred / (groups.flatten(0, 1).std(0) + STD_EPSILON)
+    elif scale == "batch_centred":
+        scaled = centred / (centred.flatten(0, 1).std(0) + STD_EPSILON)
     elif scale == "none":
         scaled = centred
     else:
-        raise InputError(f"scale is {scale!r}: use 'group', 'batch' or 'none'.")
-
-    if baseline != "none":
-        scaled = scaled.masked_fill(no_spread, 0.0)
+        raise InputError(f"scale is {scale!r}: use 'group', 'batch', 'batch_centred' or 'none'.")
     return scaled.reshape(batch, steps)
 
 
@@ -82,6 +85,19 @@ def trajectory_advantages(
 ) -> Float[Tensor, "B"]:
     """A_i, one scalar a completion: the same with a single step (GRPO, arXiv 2402.03300)."""
     return step_advantages(rewards[:, None], group_size, scale, baseline)[:, 0]
+
+
+def zero_variance(advantages: Float[Tensor, "B C"], group_size: int) -> Bool[Tensor, "B C"]:
+    """Whether a completion's group gives no credit in a column (a step, or the one of trajectories): every advantage
+    of the group is 0. With a baseline of the group that is exactly where its rewards are all equal."""
+    silent = (advantages == 0).view(-1, group_size, advantages.shape[1]).all(1)
+    return silent.repeat_interleave(group_size, 0)
+
+
+def kept_share(left_out: Bool[Tensor, "B C"], sizes: Float[Tensor, "B C"]) -> Float[Tensor, ""]:
+    """Share of `sizes` that is not left out; 1 where nothing would be kept, so that it can divide."""
+    share = (sizes * ~left_out).sum() / sizes.sum().clamp(min=1)
+    return torch.where(share > 0, share, 1.0)
 
 
 def suffix_sum(values: Float[Tensor, "B K"]) -> Float[Tensor, "B K"]:

@@ -464,7 +464,7 @@ def _cases(objective: Objective | str, world: SidWorld, group_size: int) -> list
         raise InputError("a ratio of the whole sequence mixes the credit of its steps: no closed form here.")
     if chosen.baseline == "batch":  # a batch of one group
         chosen = replace(chosen, baseline="group")
-    if chosen.scale == "batch":
+    if chosen.scale in ("batch", "batch_centred"):
         chosen = replace(chosen, scale="group")
     if group_size < 2:
         raise InputError(f"group_size is {group_size}: a group-relative advantage needs at least 2 completions.")

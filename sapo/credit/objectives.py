@@ -35,7 +35,7 @@ CHOICES = {
     "reward": ("exact", "verified", "sign", "ranking", "graded", "match", "gated", "first_error", "best_of_beam"),
     "credit": ("trajectory", "step", "token"),
     "baseline": ("group", "leave_one_out", "batch", "none", "value"),
-    "scale": ("group", "batch", "none"),
+    "scale": ("group", "batch", "batch_centred", "none"),
     "ratio": ("token", "step", "sequence", "sequence_sum"),
     "average": ("sequence", "token", "constant", "step"),
 }
@@ -67,10 +67,10 @@ class Objective:
         extras: "valid_bonus" adds 0.1 for a SID of the catalogue; "dynamic_sampling" resamples groups without spread;
             "suffix_rewards" and "suffix_advantages" give step k the sum over steps k..K, before or after normalising;
             "across_steps" normalises over all G x K values at once; "per_level" normalises every level over the group
-            and sums them before anything else; "beam_rollouts" makes a group of the G likeliest SIDs after one thought;
-            "thinking_only" trains no SID token; "kl_in_reward" takes the KL from every token's reward, not the loss;
-            "outcome_first" gives every step the advantage of the exact match, and step credit, at half its size, only
-            to groups whose exact matches are all alike.
+            and sums them before anything else; "beam_rollouts" makes a group of the G likeliest SIDs after one thought,
+            which is part of their prompt and not trained; "thinking_only" trains no SID token; "kl_in_reward" takes the
+            KL from every token's reward, not the loss; "outcome_first" gives every step the advantage of the exact
+            match, and step credit, at half its size, only to groups whose exact matches are all alike.
         source: where the objective was published.
     """
 
@@ -100,7 +100,9 @@ class Objective:
         if self.credit == "token" and (self.scale != "batch" or "kl_in_reward" not in self.extras):
             raise InputError("token credit is scaled over the batch and has the KL in its reward: add both.")
         if "outcome_first" in self.extras and (
-            len(self.extras) > 1 or self.baseline not in ("group", "leave_one_out") or self.scale == "batch"
+            len(self.extras) > 1
+            or self.baseline not in ("group", "leave_one_out")
+            or self.scale in ("batch", "batch_centred")
         ):
             raise InputError("outcome_first compares the completions of a group, and goes with no other extra.")
         by_step, stepwise = self.credit == "step", self.reward in ("match", "gated", "first_error")
@@ -205,7 +207,11 @@ OBJECTIVES: dict[str, Objective] = {
     "dapo": Objective(
         "exact", "trajectory", average="token", epsilon_high=0.28, extras=("dynamic_sampling",), source="2503.14476"
     ),
+    # Its clip range is narrower than what one update moves: with two updates a batch about a fifth of all tokens are
+    # clipped, nearly all in the second, so that its row there compares one update with the others' two.
     "gspo": Objective("exact", "trajectory", ratio="sequence", epsilon=3e-4, epsilon_high=4e-4, source="2507.18071"),
+    # The paper, and TRL with beta 0.05, also take beta x log(policy / reference), summed over a completion, from its
+    # reward. Here the reward is the exact match alone.
     "rloo": Objective(
         "exact", "trajectory", baseline="leave_one_out", scale="none", ratio="sequence_sum", source="2402.14740"
     ),
@@ -218,15 +224,23 @@ OBJECTIVES: dict[str, Objective] = {
         extras=("kl_in_reward",),
         source="2411.15124",
     ),
-    # Over the completions of the batch, as TRL approximates it; the paper whitens over their tokens.
-    "reinforce_plus_plus": Objective("exact", "trajectory", baseline="batch", scale="batch", source="2501.03262"),
+    # REINFORCE++-baseline, the paper's variant for several completions a prompt: less the group's mean, over the
+    # batch's std of what is left. Up to the 1e-4 beside the std these are the advantages of TRL's RLOO with
+    # `normalize_advantages`, whose factor G / (G - 1) cancels. Both are over completions; verl whitens over their
+    # tokens, the same where all have equally many. The paper also has a KL to the reference; here there is none.
+    "reinforce_plus_plus": Objective("exact", "trajectory", scale="batch_centred", source="2501.03262"),
     "gdpo": Objective(
         "match", "trajectory", baseline="batch", scale="batch", extras=("per_level",), source="2601.05242"
     ),
     "process_grpo": Objective(
         "match", "step", beta=1e-3, extras=("across_steps", "suffix_advantages"), source="2402.03300"
     ),
-    "rank_reward": Objective("ranking", "trajectory", beta=1e-3, extras=("beam_rollouts",), source="2510.24431"),
+    # MiniOneRec does not think: what its beams share is the prompt, and all have equally many tokens. So the thought
+    # that they share here is not trained, and the step mean counts every beam's SID as K tokens, also where some are
+    # forced: whatever prefix all beams share then gets the sum of their advantages, which is 0.
+    "rank_reward": Objective(
+        "ranking", "trajectory", average="step", beta=1e-3, extras=("beam_rollouts",), source="2510.24431"
+    ),
     "best_of_beam": Objective("best_of_beam", "trajectory", beta=1e-3, extras=("thinking_only",), source="2510.11639"),
     "sign": Objective("sign", "trajectory", baseline="none", scale="none", source="2601.18984, compared there"),
     "vppo": Objective(
@@ -243,6 +257,14 @@ OBJECTIVES: dict[str, Objective] = {
     # Step credit where the outcome is silent: it then cannot lead away from what is wanted where that is known.
     "sapo_fallback": Objective(
         "match", "step", average="step", beta=1e-3, extras=("outcome_first",), source="ours, after 2605.17648"
+    ),
+    # SAPO's other scales. Without the std, a group counts by how much its rewards differ; a leave-one-out baseline
+    # would give G / (G - 1) times the same. The batch's std puts the steps on one scale, but not the groups of a step.
+    "sapo_no_std": Objective(
+        "match", "step", scale="none", average="step", beta=1e-3, source="ours, after 2605.17648 and 2503.20783"
+    ),
+    "sapo_batch_std": Objective(
+        "match", "step", scale="batch", average="step", beta=1e-3, source="ours, after 2605.17648 and 2508.08221"
     ),
     # The two remaining cells of the ablation: step reward without step advantage, and the other way round. With the
     # sequence mean, SAPO's credit stands without its weights; the outcome reward with that mean would be GRPO again.
@@ -272,6 +294,8 @@ def policy_loss(
     beta: float | int | None = None,
     max_length: int | None = None,
     num_tokens: float | int | Tensor | None = None,
+    kept_share: float | Tensor = 1.0,
+    kl_mask: Bool[Tensor, "B T"] | None = None,
 ) -> PolicyLoss:
     """The clipped surrogate plus KL, averaged as the objective says; minimise it.
 
@@ -283,6 +307,8 @@ def policy_loss(
         max_length: divisor of the "constant" average.
         num_tokens: divisor of the "token" average; the trained tokens of this batch where None. Give the count of all
             micro-batches, or accumulation changes the objective.
+        kept_share: divides the loss: the share of the batch that its divisor counts (`advantages.kept_share`).
+        kl_mask: the tokens whose KL is in the loss; all that are trained where None. The metric `kl` is of all.
 
     Nothing trained at all gives a loss of 0 that still has a graph, and the metric `nothing_trained` 1.
 
@@ -309,8 +335,8 @@ def policy_loss(
         kl = log_r.exp() - log_r - 1
         metrics["kl"] = _mean(kl.detach(), trained)
         if "kl_in_reward" not in objective.extras:
-            token_loss = token_loss + beta * kl
-    loss = (weights * token_loss).sum()
+            token_loss = token_loss + beta * (kl if kl_mask is None else torch.where(kl_mask, kl, 0.0))
+    loss = (weights * token_loss).sum() / kept_share
 
     outside = ((ratio < 1 - objective.epsilon) & (advantages < 0)) | (
         (ratio > 1 + objective.epsilon_high) & (advantages > 0)

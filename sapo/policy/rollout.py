@@ -280,7 +280,8 @@ def beam_rollouts(
     MiniOneRec (arXiv 2510.24431), which does not think. They are no samples of the policy, so what is made of them is a
     biased gradient.
 
-    Arguments are those of `grouped_rollouts`. `logps` of the SID tokens are left 0: beams have no sampling probability.
+    The thought is the same in all G: to the beams it is part of the prompt, so its tokens count as forced. `logps` are
+    all 0: beams have no sampling probability. Arguments are those of `grouped_rollouts`.
 
     Raises:
         InputError: as `grouped_rollouts`; a group larger than the number of SIDs.
@@ -297,6 +298,8 @@ def beam_rollouts(
         raise InputError(f"a group of {group_size} beams needs as many SIDs, and the catalogue has fewer.")
     for name in ("ids", "logps", "sampled", "length"):
         setattr(drafts, name, getattr(drafts, name).repeat_interleave(group_size, 0))
+    drafts.logps.zero_()
+    drafts.sampled.zero_()
     every = torch.ones_like(drafts.length, dtype=torch.bool)
     for level, ids in enumerate(layout.sid_token_ids):
         rivals = trie.allowed(sids[:, :level]).sum(1) > 1

@@ -15,6 +15,7 @@ UNUSED = (
     *("delta", "off_policy_mask_threshold", "multi_objective_aggregation"),
 )
 _LOSS_TYPES = {"sequence": "grpo", "token": "dapo", "constant": "dr_grpo", "step": "grpo"}
+_SCALES = {"group": "group", "batch": "batch", "batch_centred": "batch", "none": "none"}
 _RATIO_LEVELS = {"token": "token", "sequence": "sequence", "sequence_sum": "sequence", "step": "token"}
 
 
@@ -49,6 +50,13 @@ class SAPOConfig(GRPOConfig):
     share_prompts: bool = True
     """Read each prompt once for the log-probabilities of its completions, of the policy and of the reference. The
     numbers are the same; False reads it with every completion, as TRL does."""
+    drop_zero_variance: Literal["divisor", "kl", "both"] | None = None
+    """What zero-variance groups, those whose advantages are all 0, are left out of; nothing where None.
+
+    "divisor": the loss, its KL included, is divided by the share of groups with credit, over a generation batch (TRL
+    pull request 6365). With step credit a group counts once a step, with the "token" average by its trained tokens.
+    "kl": their KL is not in the loss (TRL pull request 7068; issue 5588 there argues for keeping it); with step credit
+    that of the steps without credit. "both": as if they were not in the batch."""
 
     loss_type: str | None = None
     importance_sampling_level: str | None = None
@@ -79,7 +87,7 @@ class SAPOConfig(GRPOConfig):
         decided = {
             "loss_type": _LOSS_TYPES[chosen.average],
             "importance_sampling_level": _RATIO_LEVELS[chosen.ratio],
-            "scale_rewards": chosen.scale,
+            "scale_rewards": _SCALES[chosen.scale],
             "epsilon": chosen.epsilon,
             "epsilon_high": chosen.epsilon_high,
         }
@@ -98,6 +106,14 @@ class SAPOConfig(GRPOConfig):
             raise InputError(
                 "top_entropy_quantile, entropy_coef and use_adaptive_entropy are not part of any objective here."
             )
+        if self.drop_zero_variance not in (None, "divisor", "kl", "both"):
+            raise InputError(f"drop_zero_variance is {self.drop_zero_variance!r}; use 'divisor', 'kl', 'both' or None.")
+        if self.drop_zero_variance and chosen.credit == "token":
+            raise InputError(f"objective {self.objective!r} compares no groups: leave drop_zero_variance out.")
+        if self.drop_zero_variance == "kl" and not self.beta:
+            raise InputError("drop_zero_variance='kl' leaves groups out of the KL, and beta=0 means there is none.")
+        if self.max_grad_norm is None:
+            raise InputError("max_grad_norm is None; give 0 for gradients that are not clipped.")
         for name in ("reward_beams", "rollout_prompts", "lora_rank"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -1,5 +1,6 @@
 """What a batch of rollouts tells of its credit: how much there is, where it is silent, and how it is spread."""
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -38,7 +39,27 @@ def credit_metrics(
         metrics[f"step/{k + 1}/frac_zero_spread"] = flat[k]
         metrics[f"step/{k + 1}/length"] = lengths[:, k].mean()
         metrics[f"step/{k + 1}/trained"] = trained[:, k].mean()
+    for k, share in enumerate(own_credit(advantages, match, group_size)):
+        if not share.isnan():  # of a batch without credit at this step nothing can be said
+            metrics[f"step/{k + 1}/own_credit"] = share
     return {name: value.item() for name, value in metrics.items()}
+
+
+def own_credit(advantages: Float[Tensor, "B C"], match: Float[Tensor, "B K"], group_size: int) -> Float[Tensor, "K"]:
+    """Share of the variance of a step's advantage, within a group, that the step's own match explains.
+
+    The squared correlation of the two over a group; 0 where all matches are alike, since all of the credit then comes
+    from other steps. The mean over groups whose advantages differ, NaN where none do. Under SAPO it is 1; summed step
+    rewards of K equally likely, independent steps give 1/K: the rest is noise to the step.
+    """
+    groups, credit = match.view(-1, group_size, match.shape[1]), advantages.view(-1, group_size, advantages.shape[1])
+    credit = credit.expand(groups.shape)
+    uneven = credit.amax(1) != credit.amin(1)
+    known = uneven & (groups.amax(1) != groups.amin(1))
+    groups, credit = groups - groups.mean(1, keepdim=True), credit - credit.mean(1, keepdim=True)
+    spread = (groups.square().sum(1) * credit.square().sum(1)).masked_fill(~known, 1.0)
+    explained = ((groups * credit).sum(1).square() / spread).masked_fill(~known, 0.0)
+    return torch.where(uneven.any(0), explained.sum(0) / uneven.sum(0).clamp(min=1), torch.nan)
 
 
 def weight_moved(counts: Float[Tensor, "B K"]) -> Float[Tensor, "B"]:

@@ -31,6 +31,7 @@ from trl import GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 
 from sapo import processes
+from sapo.credit.advantages import kept_share, zero_variance
 from sapo.credit.objectives import OBJECTIVES, VERIFIED, Objective, policy_loss
 from sapo.credit.rewards import exact_match, step_match
 from sapo.credit.values import generalized_advantages, token_rewards, whiten
@@ -311,10 +312,37 @@ class SAPOTrainer(GRPOTrainer):
         lengths = torch.stack([(steps == k).sum(1) for k in range(self.layout.num_steps)], 1).float()
         counts = torch.stack([((steps == k) & trained).sum(1) for k in range(self.layout.num_steps)], 1).float()
         lengths, counts = self.accelerator.gather(lengths), self.accelerator.gather(counts)
+        if self.args.drop_zero_variance is not None:
+            by_unit = advantages if advantages.dim() == 2 else advantages[:, None]
+            tokens = counts if advantages.dim() == 2 else self.accelerator.gather(trained.sum(1, keepdim=True).float())
+            output |= self._without_zero_variance(zero_variance(by_unit, group_size), tokens, steps, here)
         self._log_credit(mode, rewards, advantages, match, lengths, counts, group_size)
         on_all = self.accelerator.gather(torch.tensor([generated], device=ids.device)).sum()
         self._metrics[mode]["rollouts"].append(on_all.item())
         return output
+
+    def _without_zero_variance(
+        self,
+        silent: Bool[Tensor, "B C"],
+        tokens: Float[Tensor, "B C"],
+        steps: Int[Tensor, "b T"],
+        here: slice,
+    ) -> dict[str, Tensor]:
+        """What the loss needs to leave groups out of its divisor and its KL.
+
+        Args:
+            silent: of all processes, for each credit unit; `tokens` are the trained ones of that unit.
+            here: the rows of this process, whose tokens belong to `steps`.
+        """
+        left_out = {}
+        if self.args.drop_zero_variance != "kl":
+            sizes = tokens if self.objective.average == "token" else torch.ones_like(tokens)
+            left_out["kept_share"] = kept_share(silent, sizes)
+        if self.args.drop_zero_variance != "divisor":
+            units = silent[here].float()
+            units = units if self.objective.credit == "step" else units[:, 0]
+            left_out["kl_mask"] = self.objective.to_tokens(units, steps) == 0
+        return left_out
 
     def _beams(self, batch: dict[str, Any]) -> Int[Tensor, "B W K"]:
         """The likeliest SIDs after each completion's thought."""
@@ -586,6 +614,8 @@ class SAPOTrainer(GRPOTrainer):
             beta=self.beta,
             max_length=self.max_completion_length,
             num_tokens=num_tokens,
+            kept_share=inputs.get("kept_share", 1.0),
+            kl_mask=inputs.get("kl_mask"),
         )
         # a process that stopped alone would leave the others waiting for its gradients
         if not self.accelerator.gather(loss.detach().isfinite().reshape(1)).all():
