@@ -130,6 +130,28 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Study:
+    """Run the study of the reasoning world, one axis at a time from a base point: base, components, sparsity, coupling,
+    trie, teacher, objectives, optimizer. Hours; the same command goes on after a stop, and says what is left.
+    """
+
+    axes: tyro.conf.Positional[tuple[str, ...]] = ()
+    """Which; all where left out."""
+    out: Path = Path("paper_figures/out/study")
+    """Where runs and results go."""
+    record: Path | None = None
+    """Publish to this record what is finished, axis by axis."""
+    workers: int | None = None
+    """Processes side by side, as of `sapo run`."""
+
+    def __call__(self) -> None:
+        from sapo.study import run_study
+
+        _at_least_one("workers", self.workers)
+        run_study(self.axes, str(self.out), self.workers, self.record)
+
+
+@dataclass(frozen=True)
 class Baselines:
     """Fit other recommenders, each with the setting that validation chooses, and test them: SASRec, "SASRec softmax",
     GRU4Rec, Caser, HSTU, "ReaRec ERL", "ReaRec PRL", "Fusion" (of most of these, and of counting; also "... of
@@ -702,6 +724,7 @@ class Data:
 
 Command = (
     Annotated[Run, tyro.conf.subcommand("run")]
+    | Annotated[Study, tyro.conf.subcommand("study")]
     | Annotated[Baselines, tyro.conf.subcommand("baselines")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Recommend, tyro.conf.subcommand("recommend")]

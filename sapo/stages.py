@@ -135,6 +135,11 @@ def train_supervised_stage(job: Job, seed: int, name: str) -> None:
     folder.write_card(metrics)
     if name == "stage2":
         metrics |= trace_leaks(job, traces)
+        if world.synthetic is not None:
+            best = world.synthetic.optimum(world.split.valid.sample(recipe.evaluation.valid_rows), KS)
+            said_of_start = start_remark(metrics["exact_match/unseen_rows"], best, world.catalog.num_items)
+            if said_of_start is not None:
+                print(f"seed {seed}: {said_of_start}")
     metrics["parameters"] = float(policy.model.num_parameters())
     parent = None if stage.parent is None else supervised_folder(job, seed, stage.parent)
     _finish(folder, parent, began, int(history[-1]["step"]), metrics, counts)
@@ -447,6 +452,25 @@ def stage2_rollouts(job: Job, policy: Policy, seed: int) -> pd.DataFrame:
     match = (torch.cat(sids) == target).long()
     prompt, rollout, level = np.indices((len(rows), settings.group_size, policy.catalog.num_levels)).reshape(3, -1)
     return pd.DataFrame({"prompt": prompt, "rollout": rollout, "level": level + 1, "match": match.flatten().numpy()})
+
+
+def start_remark(exact: float, optimum: dict[str, float], items: int) -> str | None:
+    """What makes a start useless for comparing objectives, in a sentence; None for one that is neither.
+
+    Args:
+        exact: share of validation rows whose item the start names; `optimum` of the same rows, `items` of the world.
+    """
+    best = optimum["exact_match_greedy"]
+    if exact >= 0.95 * best:
+        return (
+            f"stage 2 names {exact:.1%} right, of at most {best:.1%}: it is at the optimum, nothing is left to learn."
+        )
+    if exact < 3 / items:
+        return (
+            f"stage 2 names {exact:.2%} right, and who guesses {1 / items:.2%}: it is at chance, where no objective "
+            f"hears anything. A longer stage 2 is the cure."
+        )
+    return None
 
 
 def sampled_matches(rollouts: pd.DataFrame) -> dict[str, float]:

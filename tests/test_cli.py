@@ -59,7 +59,8 @@ def tiny(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "command", ["run", "baselines", "evaluate", "recommend", "plan", "figures", "publish", "claims", "lab", "data"]
+    "command",
+    ["run", "study", "baselines", "evaluate", "recommend", "plan", "figures", "publish", "claims", "lab", "data"],
 )
 def test_help_says_what_a_command_does(command):
     answer = call(command, "--help")
