@@ -43,9 +43,9 @@ from sapo.systems import COMPACT, STAGES, SYSTEMS, stage_of
 
 KEYS = {"dynamics.csv.gz": [*WORLD, "method"], "rollouts.csv.gz": WORLD}
 BOOKKEEPING = r"^completions/|/std$|^num_tokens$|^step_time$|/reward_mean$"  # stays in a run's log.csv
-# Of validation the record keeps what choices were made by, of other ways to search and to count its ten first items;
-# runs keep the rest.
-UNRECORDED = r"^valid/(?!ndcg@10$)|^(?:beams50|full|item)/\w+@(?!10$)"
+# Of validation the record keeps what choices were made by, of other ways to search the ten first places; runs keep the
+# rest.
+UNRECORDED = r"^valid/(?!ndcg@10$)|^(?:beams50|full)/\w+@(?!10$)"
 DIGITS = 9  # of the record's numbers; runs keep all
 CONTROLS = ("stage2", "stage2_no_thinking")  # supervised stages that every job reports
 
