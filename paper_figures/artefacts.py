@@ -24,6 +24,17 @@ PUBLISHED = RECORD / "published.csv"
 DECODING = (
     "Policies that think do so greedily; 10 beams, scored by the softmax over the codes that the catalogue allows."
 )
+BY_ITEM = (
+    "By item a hit is the target itself; of policies, which generate SIDs, the items of a SID come in random order, in "
+    "expectation."
+)
+HITS = (
+    f"{BY_ITEM} By SID it is the target's SID, which a few items share; of a ranking of items the first place of each "
+    "SID counts."
+)
+AS_PRINTED = (
+    "Published numbers stand by SID, as printed: papers compare strings, and print what names items beside them."
+)
 ABLATION_ONLY = ("grpo_step_reward", "sapo_outcome_reward", "sapo_sequence_mean")  # drawn beside what they differ from
 ONE_WORLD = ["dataset", "split", "preset"]  # runs that may be compared
 

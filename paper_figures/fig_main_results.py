@@ -1,17 +1,17 @@
-"""Main results drawn: every measured method of a data set, and the Bayes optimum where it is known."""
+"""Main results drawn: every measured method of a data set by item, and the Bayes optimum where it is known."""
 
 from pathlib import Path
 
 import pandas as pd
-from artefacts import ABLATION_ONLY, DECODING, ONE_WORLD, Artefact, command_line, find_input, save_figure
+from artefacts import ABLATION_ONLY, BY_ITEM, DECODING, ONE_WORLD, Artefact, command_line, find_input, save_figure
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from sapo.analysis.plots import FULL_WIDTH, figure_style, plot_results
-from sapo.analysis.results import read_results
+from sapo.analysis.results import name_hits, read_results
 from sapo.errors import InputError
 
-METRICS = ("recall@10", "ndcg@10")
+METRICS = ("item/recall@10", "item/ndcg@10")
 NAME = "fig_main_results"
 
 
@@ -33,7 +33,7 @@ def draw(rows: pd.DataFrame) -> Figure:
 def main(out: Path, results: Path | None = None) -> list[Artefact]:
     """One figure a data set, split and preset, from results.csv."""
     path = find_input(out, results, "results.csv")
-    rows = read_results(path)
+    rows = name_hits(read_results(path))
     rows = rows[rows["source"].isin(["measured", "exact"]) & rows["metric"].isin(METRICS)]
     rows = rows[~rows["method"].isin(ABLATION_ONLY)]
     if not (rows["source"] == "measured").any():
@@ -48,8 +48,8 @@ def main(out: Path, results: Path | None = None) -> list[Artefact]:
         caption = (
             f"{world[0]}, {world[1].replace('_', ' ')}, preset {world[2]}, n = {of_world['n'].max()} test rows. Mean "
             "and 95 % t interval over seeds; counting baselines have no seeds, other dots without an interval are one "
-            f"seed. {DECODING} The dash-dotted line is the exact expectation of the Bayes-optimal ranking on the same "
-            "rows."
+            f"seed. {BY_ITEM} {DECODING} The dash-dotted line is the exact expectation of the Bayes-optimal "
+            "ranking on the same rows."
         )
         artefacts.append(Artefact(NAME + suffix, "Main results", caption, sources, files, path))
     return artefacts

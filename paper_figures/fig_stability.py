@@ -64,7 +64,7 @@ def draw(table: pd.DataFrame) -> Figure:
         share = share_below_start(grid[grid["method"] == method])
         shares.barh(place, share.interval.value, height=0.6, color=method_color(method), alpha=0.75)
         shares.plot(share.interval[1:], [place, place], color="black", linewidth=1.0)
-        shares.text(1.02, place, f"{share.count} of {share.of}", va="center", fontsize=7)
+        shares.text(1.02, place, f"{share.hits} of {share.of}", va="center", fontsize=7)
     shares.set(
         xlim=(0, 1), xlabel="share of cells that end below the start", yticks=range(len(methods)), yticklabels=[]
     )

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from artefacts import PUBLISHED, Artefact, command_line, doubtful, find_input, save_table
+from artefacts import AS_PRINTED, BY_ITEM, HITS, PUBLISHED, Artefact, command_line, doubtful, find_input, save_table
 
-from sapo.analysis.plots import WITHOUT_SEEDS, method_label, metric_label
+from sapo.analysis.plots import method_label, metric_label
 from sapo.analysis.ranks import RANKS, Ranks
-from sapo.analysis.results import merge_results, read_results
+from sapo.analysis.results import WITHOUT_SEEDS, merge_results, name_hits, read_results
+from sapo.analysis.statistics import beyond_noise
 from sapo.analysis.tables import NOTES, results_table
 from sapo.credit.objectives import OBJECTIVES
 from sapo.errors import InputError
@@ -18,7 +19,9 @@ from sapo.runs import read_recorded_runs, read_runs
 from sapo.systems import SYSTEMS
 
 NAME = "table_systems"
-METRICS = ["recall@5", "ndcg@5", "recall@10", "ndcg@10"]
+HEADLINE = ["item/recall@10", "item/ndcg@10"]
+COMPARED = [*HEADLINE, "sid/recall@10", "sid/ndcg@10"]
+METRICS = [*HEADLINE, "sid/recall@5", "sid/ndcg@5", "sid/recall@10", "sid/ndcg@10"]
 NEW = ["new/recall@10", "new/ndcg@10"]  # with the items of a history removed from its ranking
 PRESETS = ("baseline", "quick")  # of a method that was run with both, the first counts
 PLACE = ["dataset", "split"]
@@ -33,7 +36,7 @@ def systems(results: pd.DataFrame) -> pd.DataFrame:
     rows = measured.merge(fitted, on=PLACE)
     order = rows["preset"].map(PRESETS.index)
     rows = rows[order == order.groupby([rows[name] for name in (*PLACE, "method")]).transform("min")]
-    tested = rows[rows["metric"].isin(METRICS)]
+    tested = rows[rows["metric"].isin(["recall@10", "ndcg@10"])]
     most = tested.groupby(PLACE)["n"].transform("max")
     part = tested.loc[tested["n"] < most, [*PLACE, "method"]].drop_duplicates()
     return rows[~pd.MultiIndex.from_frame(rows[[*PLACE, "method"]]).isin(pd.MultiIndex.from_frame(part))]
@@ -73,7 +76,7 @@ def command(method: str, preset: str) -> str:
 
 def with_costs(table: pd.DataFrame, rows: pd.DataFrame, gpu: set[tuple[str, str, str]]) -> pd.DataFrame:
     """Millions of parameters, minutes of one fit, means over seeds, and the command, beside what a table of results
-    has; the best NDCG@10 first, measured rows before published ones."""
+    has; the best NDCG@10 first (by item, of published rows by SID), measured rows before published ones."""
     costs = rows[rows["metric"].isin(["parameters", "seconds"])]
     mean = costs.assign(method=costs["method"].map(method_label)).pivot_table("value", "method", "metric")
     mean = mean.reindex(columns=["parameters", "seconds"])
@@ -84,7 +87,8 @@ def with_costs(table: pd.DataFrame, rows: pd.DataFrame, gpu: set[tuple[str, str,
     joined.loc[joined["source"] != "measured", ["parameters", "seconds", "command"]] = np.nan
     shown = lambda values, digits: values.map(lambda value: "" if np.isnan(value) else f"{value:.{digits}f}")  # noqa: E731
     best_first = joined["source"].map({"measured": 0, "exact": 1, "published": 2})
-    joined = joined.assign(last=best_first, score=-joined["ndcg@10"]).sort_values(["last", "score"])
+    score = -joined["item/ndcg@10"].fillna(joined["sid/ndcg@10"])
+    joined = joined.assign(last=best_first, score=score).sort_values(["last", "score"])
     joined = joined.drop(columns=["last", "score"]).reset_index(drop=True)
     joined["million parameters"] = shown(joined.pop("parameters") / 1e6, 2)
     joined["minutes"] = shown(joined.pop("seconds") / 60, 1)
@@ -95,24 +99,41 @@ def with_costs(table: pd.DataFrame, rows: pd.DataFrame, gpu: set[tuple[str, str,
 
 
 def gains(rows: pd.DataFrame, ranks: Ranks) -> pd.DataFrame:
-    """Every method of one data set against the next best and against counting, metric by metric."""
+    """Every method of one data set against the next best and against counting, metric by metric; * marks what is beyond
+    noise after Holm over all pairs in the table. Methods whose ranks were not kept both ways stand under one alone.
+
+    Args:
+        rows: of one data set, with metrics that say what a hit is.
+    """
     preset = rows.drop_duplicates("method").set_index("method")["preset"]
     keys = {name: (*rows[PLACE].iloc[0], preset[name], name) for name in preset.index}
     keys = {name: key for name, key in keys.items() if key in ranks}
     compared = []
-    for metric in METRICS:
+    for metric in COMPARED:
         mean = rows[rows["metric"] == metric].groupby("method")["value"].mean().sort_values(ascending=False)
-        known = [name for name in mean.index if name in keys]
+        known = [name for name in mean.index if name in keys and ranks.holds(keys[name], metric)]
         compared += [(metric, one, other) for one, other in itertools.zip_longest(known, known[1:])]
     pairs = [(metric, one, other) for metric, one, other in compared if other]
-    pairs += [(metric, one, COUNTED) for metric, one, _ in compared if COUNTED in keys and one != COUNTED]
+    counted = {metric for metric, one, _ in compared if one == COUNTED}
+    pairs += [(metric, one, COUNTED) for metric, one, _ in compared if metric in counted and one != COUNTED]
     if not pairs:
         return pd.DataFrame()
     pairs = list(dict.fromkeys(pairs))
     found = dict(
         zip(pairs, ranks.gains([(keys[one], keys[other], metric) for metric, one, other in pairs]), strict=True)
     )
-    shown = {pair: f"{gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]" for pair, gain in found.items()}
+    # A pair that stands in both columns is one test; one seed of something trained says nothing of other seeds.
+    tests = {
+        (metric, frozenset((one, other))): gain.p_value
+        for (metric, one, other), gain in found.items()
+        if gain.users > 1 and (gain.seeds > 1 or {one, other} <= WITHOUT_SEEDS)
+    }
+    verdicts = dict(zip(tests, beyond_noise(list(tests.values())), strict=True))
+    shown = {
+        (metric, one, other): f"{gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]"
+        + " *" * bool(verdicts.get((metric, frozenset((one, other)))))
+        for (metric, one, other), gain in found.items()
+    }
     lines = []
     for metric, one, other in compared:
         line = {"metric": metric_label(metric), "method": method_label(one)}
@@ -129,9 +150,9 @@ def overview(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
     for name, table in tables.items():
         measured = table[table["source"] == "measured"].set_index("method")
         measured = measured[~(measured["seeds"] < measured["seeds"].max()).fillna(False)]
-        shown = [f"{metric}{half}" for metric in METRICS[2:] for half in ("", "_half")]
+        shown = [f"{metric}{half}" for metric in HEADLINE for half in ("", "_half")]
         columns.append(measured[shown].rename(columns=lambda column, of=name: f"{of} {column}"))
-        shares.append(measured["ndcg@10"] / measured["ndcg@10"].max())
+        shares.append(measured["item/ndcg@10"] / measured["item/ndcg@10"].max())
     order = pd.concat(shares, axis=1).mean(axis=1).sort_values(ascending=False).index
     return pd.concat(columns, axis=1).loc[order].rename_axis("method").reset_index()
 
@@ -140,10 +161,13 @@ def main(out: Path, results: Path | None = None) -> list[Artefact]:
     """Tables of every data set and one of all, of results.csv, the ranks beside it and published numbers; none where no
     baseline was fitted."""
     path = find_input(out, results, "results.csv")
-    rows = systems(read_results(path))
+    results = read_results(path)
+    rows = systems(results)
     if rows.empty:
         return []
-    published, gpu, ranks = read_results(PUBLISHED), on_gpu(rows, path.parent), Ranks(path.parent)
+    rows = name_hits(rows)
+    published, gpu = name_hits(read_results(PUBLISHED)), on_gpu(rows, path.parent)
+    ranks = Ranks(path.parent, results)
     worlds = list(rows.groupby(PLACE))
     datasets = [dataset for (dataset, _), _ in worlds]
     made, tables = [], {}
@@ -155,28 +179,30 @@ def main(out: Path, results: Path | None = None) -> list[Artefact]:
         plain = results_table(merge_results(theirs, of_world.assign(preset="")), [*METRICS, *NEW])
         table = with_costs(plain, of_world, {key for key in gpu if key[:2] == (dataset, split)})
         tables[dataset if datasets.count(dataset) == 1 else name] = table
-        tested = f"n = {of_world.loc[of_world['metric'] == 'ndcg@10', 'n'].max():,} test rows"
+        tested = f"n = {of_world.loc[of_world['metric'].isin(METRICS), 'n'].max():,} test rows"
         caption = (
-            f"{name}, {tested}; the whole catalogue is ranked, one target a row; the best NDCG@10 first. Nothing of "
-            "the history is removed, but in the columns of new items the items of the history are (TIGER's are of 20 "
-            "beams; –: not measured). A hit is the item itself, or, of policies that generate SIDs, its SID, which a "
-            "few items share. Settings were chosen on validation rows of the first seed. Minutes are those of one fit "
-            "by one core or, where it says so, by a GPU, while other jobs ran beside it, with all stages before it; of "
-            "a fusion those of its parts; without the search for settings. A command goes on with --data FOLDER --out "
-            f"OUT --split {split}. Published models of office and industrial were trained on other rows than ours. "
+            f"{name}, {tested}; the whole catalogue is ranked, one target a row; the best NDCG@10 by item first. "
+            f"{HITS} –: not measured. {AS_PRINTED} Nothing of the history is removed, but in the columns of new items, "
+            "which count by item, the items of the history are (TIGER's are of 20 beams). Settings were chosen on "
+            "validation rows of the first seed. Minutes are those of one fit by one core or, where it says so, by a "
+            "GPU, while other jobs ran beside it, with all stages before it; of a fusion those of its parts; without "
+            f"the search for settings. A command goes on with --data FOLDER --out OUT --split {split}. Published "
+            "models of office and industrial were trained on other rows than ours. "
             f"{NOTES}"
         )
         caption = " ".join([caption, *doubtful(theirs)])
         files = save_table(table, out, f"{NAME}{suffix}", caption)
         kinds = "measured, published" if len(theirs) else "measured"
         made.append(Artefact(f"{NAME}{suffix}", f"Systems: {name}", caption, kinds, files, path, table))
-        compared = gains(of_world[of_world["metric"].isin(METRICS)], ranks)
+        compared = gains(of_world[of_world["metric"].isin(COMPARED)], ranks)
         if compared.empty:
             raise InputError(f"{path.parent / RANKS} holds no two of the methods of {path}.")
         caption = (
-            f"{name}: each system against the next best in every column, and against co-occurrence: the difference of "
-            f"means over seeds on the same {tested}, with the 95 % interval of a paired bootstrap that draws users "
-            "with all their rows. It does not cover what another training run would change."
+            f"{name}: each system against the next best in every metric, and against co-occurrence, where the ranks of "
+            f"both were kept: the difference of means over the seeds that both have, on the same {tested}, with a 95 % "
+            "interval over users, each with all rows, and seeds (of methods without seeds over users alone, and so "
+            f"where a trained one has a single seed, which is not tested). {HITS} *: beyond noise, which is at 5 % "
+            "after Holm's correction over all pairs in this table."
         )
         files = save_table(compared, out, f"{NAME}-gains{suffix}", caption)
         made.append(Artefact(f"{NAME}-gains{suffix}", f"Gains: {name}", caption, "measured", files, path, compared))
@@ -185,7 +211,8 @@ def main(out: Path, results: Path | None = None) -> list[Artefact]:
         caption = (
             "All measured systems, mean ± half of the 95 % t interval over seeds; –: not measured there, or with fewer "
             "seeds than others. Bold: best; underlined: second best. First are those that come nearest to the best "
-            "NDCG@10, on average over the data sets that they were measured on. The tables of each data set say more."
+            "NDCG@10 by item, on average over the data sets that they were measured on. "
+            f"{BY_ITEM} The tables of each data set say more."
         )
         files = save_table(table, out, NAME, caption)
         made.insert(0, Artefact(NAME, "All systems", caption, "measured", files, path, table))

@@ -124,8 +124,7 @@ class Run:
         results = run(Job(recipe, str(self.out), data, self.sids, self.split, rationales, said), self.workers)
         if not processes.is_first():
             return
-        shown = results[results["metric"].isin(["recall@10", "ndcg@10"])]
-        print(shown.groupby(["method", "metric"])["value"].mean().unstack().sort_values("ndcg@10").round(4).to_string())
+        print(_means(results, ["item/recall@10", "item/ndcg@10", "sid/recall@10", "sid/ndcg@10"]))
         print(self.out / "results.csv")
 
 
@@ -182,8 +181,8 @@ class Baselines:
             _at_least_one(name, getattr(self, name))
         data = None if self.data is None else str(self.data)
         results = run_baselines(str(self.out), data, self.methods, self.seeds, self.split, self.workers)
-        shown = results[results["metric"].isin(["recall@5", "ndcg@5", "recall@10", "ndcg@10", "valid/ndcg@10"])]
-        print(shown.groupby(["method", "metric"])["value"].mean().unstack().sort_values("ndcg@10").round(4).to_string())
+        by_item = ["item/recall@5", "item/ndcg@5", "item/recall@10", "item/ndcg@10"]
+        print(_means(results, [*by_item, "sid/recall@10", "sid/ndcg@10", "valid/ndcg@10"]))
         print(self.out / "results.csv")
 
 
@@ -259,8 +258,10 @@ class Recommend:
 
         disable_progress_bar()
         data = None if self.data is None else str(self.data)
-        made = data is None or data in MADE
-        catalog = load_world(Job(QUICK, "", data)).catalog if made else Catalog.load(self.data, self.sids)
+        if data is None or data in MADE:
+            catalog = load_world(Job(QUICK, "", data)).catalog
+        else:
+            catalog = Catalog.load(data, self.sids)
         policy = Policy.load(self.model, catalog)
         if self.history:
             (answer,) = ask(policy, [self.history], self.k, self.new)
@@ -735,6 +736,15 @@ Command = (
     | Annotated[Lab, tyro.conf.subcommand("lab")]
     | Annotated[Data, tyro.conf.subcommand("data")]
 )
+
+
+def _means(results: "pd.DataFrame", metrics: list[str]) -> str:
+    """Means over seeds as text, a line a method, the best NDCG@10 by item last."""
+    from sapo.analysis.results import name_hits
+
+    shown = name_hits(results)
+    means = shown[shown["metric"].isin(metrics)].groupby(["method", "metric"])["value"].mean().unstack()
+    return means.reindex(columns=metrics).sort_values("item/ndcg@10").round(4).to_string()
 
 
 def _rounded(table: "pd.DataFrame", digits: int) -> "pd.DataFrame":

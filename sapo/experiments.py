@@ -44,9 +44,9 @@ from sapo.systems import COMPACT, STAGES, SYSTEMS, stage_of
 KEYS = {"dynamics.csv.gz": [*WORLD, "method"], "rollouts.csv.gz": WORLD, "looks.csv.gz": [*WORLD, "method"]}
 LOOKS = r"^valid/|^kl$|^grad_norm$|^rollouts$|^rewards/exact/mean$"  # what looks.csv.gz keeps of every rate of a grid
 BOOKKEEPING = r"^completions/|/std$|^num_tokens$|^step_time$|/reward_mean$"  # stays in a run's log.csv
-# Of validation the record keeps what choices were made by, of other ways to search and to count its ten first items;
-# runs keep the rest.
-UNRECORDED = r"^valid/(?!ndcg@10$)|^(?:beams50|full|item)/\w+@(?!10$)"
+# Of validation the record keeps what choices were made by, of other ways to search the ten first places; runs keep the
+# rest.
+UNRECORDED = r"^valid/(?!ndcg@10$)|^(?:beams50|full)/\w+@(?!10$)"
 DIGITS, CURVE_DIGITS = 9, 5  # of the record's numbers, and of its curves; runs keep all
 CONTROLS = ("stage2", "stage2_no_thinking")  # supervised stages that every job reports
 

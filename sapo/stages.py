@@ -288,8 +288,9 @@ def run_test(job: Job, folder: RunFolder) -> None:
         model = _recommender(job, folder.seed, system)
         load_model(model, str(folder.path / "model.safetensors"))
         rows = world.split.test.sample(limit)
-        ranked = model.rank(rows.history, min(places(rows, KS), model.reach), rows.user)
-        metrics, users = evaluate_ranking(ranked, rows, KS)
+        sids = world.catalog.sids
+        ranked = model.rank(rows.history, min(places(rows, KS, sids), model.reach), rows.user)
+        metrics, users = evaluate_ranking(ranked, rows, KS, sids)
     else:
         policy = Policy.load(folder.policy, world.catalog)
         batch = job.recipe.evaluation.batch_size
@@ -313,9 +314,9 @@ def run_references(job: Job) -> None:
     sids, target = world.catalog.sids, torch.tensor(rows.target)
     tables, ranks = [], []
     for name, method in REFERENCES.items():
-        width = min(places(rows, KS), world.catalog.num_items)
+        width = min(places(rows, KS, sids), world.catalog.num_items)
         ranked = method.fit(world.split.sequences, world.catalog.num_items).rank(rows.history, width)
-        metrics, users = evaluate_ranking(ranked, rows, KS)
+        metrics, users = evaluate_ranking(ranked, rows, KS, sids)
         metrics |= {
             f"match_level_{k + 1}": rate
             for k, rate in enumerate((sids[ranked[:, 0]] == sids[target]).float().mean(0).tolist())

@@ -157,15 +157,15 @@ def fit_baseline(job: Job, name: str, number: int, seed: int) -> None:
 
 def rank_test_rows(job: Job, name: str, number: int, seed: int) -> None:
     """Rank the catalogue for all test rows; of a fit that diverged nothing is left to rank with."""
-    folder, rows = baseline_folder(job, name, number, seed), job.world.split.test
+    folder, rows, sids = baseline_folder(job, name, number, seed), job.world.split.test, job.world.catalog.sids
     if folder.diverged:
         return
     model = _fitted(job, name, number, seed)
-    _write_test(folder, model.rank(rows.history, min(places(rows, KS), model.reach), rows.user), rows)
+    _write_test(folder, model.rank(rows.history, min(places(rows, KS, sids), model.reach), rows.user), rows, sids)
 
 
-def _write_test(folder: RunFolder, ranked: Int[Tensor, "U R"], rows: Rows) -> None:
-    metrics, users = evaluate_ranking(ranked, rows, KS)
+def _write_test(folder: RunFolder, ranked: Int[Tensor, "U R"], rows: Rows, sids: Int[Tensor, "N K"]) -> None:
+    metrics, users = evaluate_ranking(ranked, rows, KS, sids)
     folder.clear()
     write_table(users, folder.path / "per_user.csv.gz")
     write_table(folder.results("measured", metrics, len(rows)), folder.path / "test.csv")
@@ -220,7 +220,8 @@ def fuse(job: Job, names: Sequence[str], seed: int, chosen: dict[str, int]) -> N
         metrics["parameters"] = sum(fitted[part]["parameters"] for part in fitted if fusion.weights.get(part))
         metrics["seconds"] = seconds + sum(fitted[part]["seconds"] for part in own if part in fitted)
         on_test = {part: lists[part][1] for part in FUSIONS[name]}
-        _write_test(folder, fusion.rank(on_test, min(places(test, KS), width)), test)
+        sids = world.catalog.sids
+        _write_test(folder, fusion.rank(on_test, min(places(test, KS, sids), width)), test, sids)
         folder.finish(seconds, 0, metrics, {"valid/ndcg@10": len(valid)})
 
 

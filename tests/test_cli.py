@@ -21,6 +21,7 @@ from test_experiments import TINY
 
 from sapo import claims, cli, recipes
 from sapo.analysis import laboratory
+from sapo.analysis.results import read_results
 from sapo.data import amazon
 from sapo.data.catalog import Catalog
 from sapo.data.interactions import Interactions
@@ -102,7 +103,11 @@ def test_run_evaluate_publish_figures(tiny, folder, tmp_path, capsys):
     tiny("run", *options)
     shown = capsys.readouterr().out
     assert "optimum" not in shown  # nobody knows the optimum of data in a folder
-    assert "ndcg@10" in shown
+    kept = read_results(out / "results.csv").set_index(["method", "metric"])["value"]
+    for method, (by_item, by_sid) in {"sapo": ("item/", ""), "popularity": ("", "sid/")}.items():
+        (means,) = (line.split()[1:] for line in shown.splitlines() if line.startswith(f"{method} "))
+        names = [f"{hit}{name}@10" for hit in (by_item, by_sid) for name in ("recall", "ndcg")]
+        assert [float(mean) for mean in means] == pytest.approx([kept[method, name] for name in names], abs=1e-4)
     policy = next(out.glob("runs/shop-leave_one_out-quick/seed0/stage2-*/policy"))
     tiny("evaluate", "--model", policy, "--data", folder, "--limit", 10)
     assert "recall@10" in capsys.readouterr().out
@@ -159,7 +164,8 @@ def test_the_paper_preset_takes_its_updates_from_the_data(folder, monkeypatch, t
 
     def run(job, workers):
         jobs.append(job)
-        return pd.DataFrame({"method": ["sapo"], "metric": ["ndcg@10"], "value": [0.5]})
+        world = {"source": "measured", "dataset": "shop", "split": "leave_one_out", "preset": "paper"}
+        return pd.DataFrame([{**world, "method": "sapo", "metric": "ndcg@10", "value": 0.5}])
 
     monkeypatch.setattr("sapo.experiments.run", run)
     split = Interactions.load(folder).split("leave_one_out")

@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 from sapo.analysis.evaluation import (
     duplicate_share,
     evaluate_ranking,
+    item_ranks,
     match_rates,
     places,
     rank_of_hit,
+    rank_sids,
     ranking_metrics,
     sid_ranking_metrics,
     valid_share,
@@ -42,14 +44,67 @@ def test_a_ranking_counts_with_and_without_the_items_of_a_history():
     the ranking, second of the first two new ones. Row 3 has nothing new but what is not the target."""
     rows = Rows(history=[[7], [1, 9], [5], [4, 5]], target=[3, 9, 9, 8], user=list("abcd"))
     ranked = torch.tensor([[7, 3, 9, 1], [9, 2, 1, 4], [7, 5, 9, 1], [4, 5, 6, -1]])
-    metrics, users = evaluate_ranking(ranked, rows, (1, 2))
+    sids = torch.arange(10)[:, None]
+    metrics, users = evaluate_ranking(ranked, rows, (1, 2), sids)
     assert users["rank"].tolist() == [2, 1, 0, 0]
     assert (metrics["recall@1"], metrics["recall@2"]) == (0.25, 0.5)
     assert (metrics["new/recall@1"], metrics["new/recall@2"]) == (0.25, 0.5)
     assert metrics["new/ndcg@2"] == pytest.approx((1 + 1 / math.log2(3)) / 4)  # row 0 first, row 2 second
-    assert places(rows, (1, 2)) == 4
-    few, _ = evaluate_ranking(torch.tensor([[7], [9], [5], [4]]), rows, (1, 2))
+    assert places(rows, (1, 2), sids) == 4
+    few, _ = evaluate_ranking(torch.tensor([[7], [9], [5], [4]]), rows, (1, 2), sids)
     assert few["new/recall@2"] == 0
+
+
+def test_a_ranking_of_items_also_counts_by_sid():
+    """Items 1, 2 and 4 share a SID. Row 0: SIDs (0, 1), (0, 1), (0, 0), of which the second takes no place, so that the
+    target, item 2, is at place 1 by its SID and missed by item among the first two. Row 1: item 3 is third by item,
+    second by SID. Row 2: neither the item nor its SID is ranked."""
+    rows = Rows(history=[[5], [5], [5]], target=[2, 3, 5], user=list("abc"))
+    ranked = torch.tensor([[1, 4, 0], [1, 2, 3], [1, 0, -1]])
+    metrics, users = evaluate_ranking(ranked, rows, (1, 2), CATALOGUE)
+    assert users["rank"].tolist() == [0, 0, 0]
+    assert users["sid/rank"].tolist() == [1, 2, 0]
+    assert (metrics["recall@2"], metrics["sid/recall@1"], metrics["sid/recall@2"]) == (0, 1 / 3, 2 / 3)
+    assert metrics["sid/ndcg@2"] == pytest.approx((1 + 1 / math.log2(3)) / 3)
+
+
+def test_places_are_enough_for_as_many_sids():
+    """However a ranking begins: the three items of one SID and one of another are four places of two SIDs."""
+    rows = Rows(history=[[5]], target=[0], user=["a"])
+    assert (
+        places(rows, (1, 2), CATALOGUE) == 4
+    )  # three of (0, 1), then any other; without the history, 2 + 1 are enough
+    assert places(rows, (3,), CATALOGUE) == 3 + 1 + 1
+    for first in itertools.permutations(range(6), 4):
+        assert (rank_sids(torch.tensor([first]), INTS(6) + torch.tensor([0, 1, 1, 2, 1, 3]))[0] >= 0).sum() >= 2
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_sids_of_a_ranking_of_items_against_a_loop(data):
+    label = data.draw(st.lists(st.integers(0, 3), min_size=1, max_size=8))
+    items = st.lists(st.integers(-1, len(label) - 1), min_size=5, max_size=5)
+    ranked = data.draw(st.lists(items, min_size=1, max_size=3))
+    expected = [list(dict.fromkeys(label[item] for item in line if item >= 0)) for line in ranked]
+    found = rank_sids(torch.tensor(ranked), torch.tensor(label)).tolist()
+    assert found == [line + [-1] * (5 - len(line)) for line in expected]
+
+
+def test_items_written_out_count_by_sid_as_the_sids_did():
+    """A policy, and a recommender that names the items of the policy's SIDs one after the other, are alike by SID."""
+    generator = torch.Generator().manual_seed(1)
+    sids = torch.randint(3, (30, 2), generator=generator)
+    distinct = sids.unique(dim=0)
+    target = torch.randint(30, (20,), generator=generator)
+    of_sids = torch.stack([distinct[torch.randperm(len(distinct), generator=generator)] for _ in range(20)])
+    of_items = [[item for sid in line for item in (sids == sid).all(1).nonzero()[:, 0].tolist()] for line in of_sids]
+    rows = Rows(history=[[0]] * 20, target=target.tolist(), user=list(map(str, range(20))))
+    metrics, _ = evaluate_ranking(torch.tensor(of_items), rows, (1, 3, 5), sids)
+    by_sid = sid_ranking_metrics(of_sids, target, sids, (1, 3, 5))
+    assert {name: metrics[f"sid/{name}"] for name in by_sid} == pytest.approx(by_sid)
+    first, sharers = item_ranks(of_sids, target, sids)  # and the place of the item lies in the stretch it may be in
+    rank = rank_of_hit(torch.tensor(of_items) == target[:, None])
+    assert ((first <= rank) & (rank < first + sharers)).all()
 
 
 def test_second_place_of_a_repeated_label_adds_nothing():
@@ -100,6 +155,8 @@ def test_collision_policies_by_hand():
     assert item["recall@2"] == pytest.approx(1 / 3)
     assert item["recall@3"] == pytest.approx(2 / 3)
     assert item["ndcg@3"] == pytest.approx((1 / math.log2(3) + 1 / math.log2(4)) / 3)
+    assert [found.tolist() for found in item_ranks(ranked, torch.tensor([2]), CATALOGUE)] == [[2], [3]]
+    assert [found.tolist() for found in item_ranks(ranked, torch.tensor([5]), CATALOGUE)] == [[0], [1]]
     # Item 0 comes after all of them, at place 5.
     assert sid_ranking_metrics(ranked, torch.tensor([0]), CATALOGUE, ks=(3,), collisions="item")["recall@3"] == 0
 

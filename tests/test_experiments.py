@@ -138,6 +138,10 @@ def test_every_decoding_of_a_policy_is_recorded_and_follows_from_its_ranks(finis
         assert rows[f"{prefix}recall@5"] == pytest.approx(((rank > 0) & (rank <= 5)).mean())
         gain = (1 / np.log2(rank.clip(lower=1) + 1)).where(rank > 0, 0.0)
         assert rows[f"{prefix}ndcg@10"] == pytest.approx(gain.mean())
+    # by item: of the ranks first, first + 1, ... that are equally likely, the share among the first five
+    first, sharers = users["item/rank"], users["item/sharers"]
+    inside = (first + sharers - 1).clip(upper=5) - first + 1
+    assert rows["item/recall@5"] == pytest.approx((inside.clip(lower=0) / sharers).where(first > 0, 0).mean())
     for level in (1, 2, 3):
         assert rows[f"match_level_{level}"] == pytest.approx(users[f"match_{level}"].mean())
     assert rows["valid_share"] == 1
@@ -446,13 +450,11 @@ def test_publish_adds_to_the_record(finished, tmp_path):
     publish(out, tmp_path)  # the same rows replace themselves
     assert (tmp_path / "results.csv").read_bytes() == first
     recorded, whole = (set(read_results(folder / "results.csv")["metric"]) for folder in (tmp_path, out))
-    shorter = [
-        f"{way}/{name}@{k}" for way in ("beams50", "full", "item") for name in ("recall", "ndcg") for k in (1, 5)
-    ]
+    shorter = [f"{way}/{name}@{k}" for way in ("beams50", "full") for name in ("recall", "ndcg") for k in (1, 5)]
     validated = {name for name in whole if name.startswith("valid/")} - {"valid/ndcg@10"}
     assert whole - recorded == validated | (whole & set(shorter))
-    assert {"valid/ndcg@10", "full/ndcg@10", "item/recall@10", "ndcg@1"} <= recorded
-    assert {"full/ndcg@5", "item/recall@1"} <= whole
+    assert {"valid/ndcg@10", "full/ndcg@10", "item/recall@10", "item/ndcg@5", "sid/ndcg@10", "ndcg@1"} <= recorded
+    assert {"full/ndcg@5", "beams50/recall@1"} <= whole
     assert "valid/recall@10" in whole
     assert len(pd.read_csv(tmp_path / "rollouts.csv.gz")) == len(pd.read_csv(out / "rollouts.csv.gz"))
     runs = pd.read_csv(tmp_path / "runs.csv")  # where each number's run is told of, and no other run

@@ -17,7 +17,8 @@ from matplotlib import pyplot as plt
 
 from sapo.analysis.plots import METHOD_COLORS, figure_style, plot_against_sparsity, plot_growth, plot_winners
 from sapo.analysis.ranks import add_ranks
-from sapo.analysis.results import add_results, read_results, write_results
+from sapo.analysis.results import add_results, name_hits, read_results, write_results
+from sapo.analysis.statistics import paired_difference
 from sapo.credit.objectives import OBJECTIVES
 from sapo.errors import InputError
 from sapo.stages import REFERENCES
@@ -40,8 +41,11 @@ def scripts(monkeypatch):
     mpl.use(backend)
 
 
+PLAIN = ("recall@5", "ndcg@5", "recall@10", "ndcg@10")
+
+
 def fake_results() -> pd.DataFrame:
-    """Three seeds of SAPO, GRPO and stage 2, one of the rest, and an optimum."""
+    """Three seeds of SAPO, GRPO and stage 2, one of the rest, and an optimum. By item policies hit 9 times in 10."""
     rng = np.random.default_rng(0)
     rows = []
     for method, level in METHODS.items():
@@ -54,6 +58,8 @@ def fake_results() -> pd.DataFrame:
                 ("recall@1", 0.3),
             ):
                 rows.append((method, "measured", seed, metric, share * (level + 0.01 * rng.normal())))
+                if method != "popularity":
+                    rows.append((method, "measured", seed, f"item/{metric}", 0.9 * rows[-1][-1]))
             rows.append((method, "measured", seed, "updates", 0 if method == "popularity" else 80))
     rows.append(("optimum", "exact", 0, "recall@10", 0.41))
     table = pd.DataFrame(rows, columns=["method", "source", "seed", "metric", "value"])
@@ -137,17 +143,46 @@ def test_main_table(out):
     table = artefact.table.set_index("method")
     assert "GRPO, step reward" not in table.index  # of the ablation alone
     assert table.loc["SAPO (step-aligned)", ["source", "seeds", "updates"]].tolist() == ["measured", 3, 80]
-    assert table.loc["MiniOneRec (MiniOneRec)", "ndcg@10"] == 0.1242
+    assert table.loc["MiniOneRec (MiniOneRec)", "sid/ndcg@10"] == 0.1242
+    assert np.isnan(table.loc["MiniOneRec (MiniOneRec)", "item/ndcg@10"])
+    means = fake_results().groupby(["method", "metric"])["value"].mean()
+    assert table.loc["GRPO", "item/ndcg@10"] == pytest.approx(means["grpo", "item/ndcg@10"])
+    assert table.loc["GRPO", "sid/ndcg@10"] == pytest.approx(means["grpo", "ndcg@10"])
+    assert table.loc["Popularity", "item/ndcg@10"] == pytest.approx(means["popularity", "ndcg@10"])
+    assert np.isnan(table.loc["Popularity", "sid/ndcg@10"])  # it was not measured so
     assert table.loc["MiniOneRec (MiniOneRec)", "source"] == "published"
     assert set(artefact.table["dataset"]) == {"office"}  # no published rows of data that was not measured
     values = fake_results().query("metric == 'ndcg@10'").pivot(index="seed", columns="method", values="value")
     gain = (values["sapo"] - values["grpo"]).mean()
-    assert f"NDCG@10, office (published test, quick), 3 paired seeds: {gain:+.4f} [" in artefact.caption
+    assert f"NDCG@10, office (published test, quick), 3 paired seeds: by item {0.9 * gain:+.4f} [" in artefact.caption
+    assert f"; by SID {gain:+.4f} [" in artefact.caption
+    assert "over users and seeds" not in artefact.caption  # there are no ranks
     assert "coincide" not in artefact.caption
     assert (
         "recall and NDCG of S-DPO (MiniOneRec), TIGER (MiniOneRec), TIGER (SIDReasoner Table 2) on office cannot"
         in (artefact.caption)
     )
+
+
+def test_main_table_compares_users_and_seeds_where_it_has_ranks(out):
+    """SAPO names every target of two seeds first, GRPO those of every other row, first by SID and second by item."""
+    results, runs = [], []
+    every_other = np.arange(40) % 2
+    for method, found in {"sapo": np.ones(40, dtype=int), "grpo": every_other}.items():
+        for seed in range(2):
+            run = WORLD | {"method": method, "seed": seed}
+            users = pd.DataFrame({"user": np.arange(40), "rank": found})
+            item = found * (1 if method == "sapo" else 2)
+            runs.append((users.assign(**{"item/rank": item, "item/sharers": 1}), run))
+            values = {"ndcg@10": found.mean(), "item/ndcg@10": (found / np.log2(np.maximum(item, 1) + 1)).mean()}
+            results += [{**run, "metric": name, "value": value} for name, value in values.items()]
+    write_results(pd.DataFrame(results).assign(source="measured", n=40, run="r"), out / "results.csv")
+    add_ranks(runs, out)
+    caption = import_module("table_main_results").main(out)[0].caption
+    by_sid = paired_difference([1 - every_other] * 2)
+    bounds = f"[{by_sid.low:+.4f}, {by_sid.high:+.4f}]"
+    assert f"by SID +0.5000 {bounds} over users and seeds *" in caption
+    assert f"2 paired seeds: by item {1 - 0.5 / np.log2(3):+.4f} [" in caption
 
 
 def test_main_table_says_when_rows_coincide(out):
@@ -157,7 +192,7 @@ def test_main_table_says_when_rows_coincide(out):
 
 
 def test_the_optimum_is_a_line_at_its_value():
-    results = fake_results()
+    results = name_hits(fake_results())
     with figure_style():
         recall, ndcg = import_module("fig_main_results").draw(results).axes
     assert [line.get_xdata()[0] for line in recall.lines if line.get_linestyle() == "-."] == [0.41]
@@ -524,7 +559,7 @@ def test_systems_compete_on_the_same_rows(out):
     for method, ranks in {"SASRec": [1, 1, 0, 0], "item_knn": [1, 0, 0, 0], "popularity": [0, 0, 0, 0]}.items():
         run = world | {"method": method, "seed": 0}
         hit = sum(rank > 0 for rank in ranks) / 4
-        values = dict.fromkeys(script.METRICS, hit) | ({"parameters": 2e6, "seconds": 90} if method == "SASRec" else {})
+        values = dict.fromkeys(PLAIN, hit) | ({"parameters": 2e6, "seconds": 90} if method == "SASRec" else {})
         rows += [{**run, "metric": name, "value": value, "n": 4} for name, value in values.items()]
         runs.append((pd.DataFrame({"user": list("abcd"), "rank": ranks}), run))
     add_ranks(runs, out)
@@ -552,10 +587,12 @@ def test_systems_compete_on_the_same_rows(out):
     assert (table.table["source"] == "published").any()
     assert "office, published test, n = 4 test rows" in table.caption
     assert "As published, recall and NDCG of S-DPO (MiniOneRec), TIGER" in table.caption
-    recall = gains.table[gains.table["metric"] == "Recall@10"]
+    assert set(gains.table["metric"]) == {"Recall@10 by item", "NDCG@10 by item"}  # of SIDs there are no ranks
+    recall = gains.table[gains.table["metric"] == "Recall@10 by item"]
+    # one difference of 1 in 4: variance 1 / 4, standard error sqrt(1 / 16), t(.975) with 3 degrees of freedom 3.1824
     assert recall[["method", "next best", "gain"]].to_numpy().tolist() == [
-        ["SASRec", "Item kNN", "+0.2500 [+0.0000, +0.7500]"],  # of 4 draws at 1 in 4, P(3) = .051
-        ["Item kNN", "Popularity", "+0.2500 [+0.0000, +0.7500]"],
+        ["SASRec", "Item kNN", "+0.2500 [-0.5456, +1.0456]"],
+        ["Item kNN", "Popularity", "+0.2500 [-0.5456, +1.0456]"],
         ["Popularity", "", ""],
     ]
     assert (out / "tables" / "table_systems-gains.tex").is_file()
@@ -563,23 +600,70 @@ def test_systems_compete_on_the_same_rows(out):
     shop = world | {"dataset": "shop", "seed": 0}
     for method, ranks in {"SASRec": [1, 0], "cooccurrence": [1, 1]}.items():
         run, hit = shop | {"method": method}, sum(ranks) / 2
-        own = pd.DataFrame([{**run, "metric": name, "value": hit, "n": 2} for name in script.METRICS])
+        own = pd.DataFrame([{**run, "metric": name, "value": hit, "n": 2} for name in PLAIN])
         add_results(own.assign(source="measured", run="s"), out / "results.csv")
         add_ranks([(pd.DataFrame({"user": list("ab"), "rank": ranks}), run)], out)
     made = {artefact.name.removeprefix("table_systems"): artefact.table for artefact in script.main(out)}
     places = ["office-published_test", "shop-published_test"]
     assert list(made) == ["", *(f"{kind}-{place}" for place in places for kind in ("", "-gains"))]
-    gained = made["-gains-shop-published_test"].set_index(["metric", "method"]).loc[("Recall@10", "Co-occurrence")]
+    gained = (
+        made["-gains-shop-published_test"].set_index(["metric", "method"]).loc["Recall@10 by item", "Co-occurrence"]
+    )
     assert gained["gain"].startswith("+0.5000")
     assert gained["over Co-occurrence"] == ""
-    last = made["-gains-shop-published_test"].set_index(["metric", "method"]).loc[("Recall@10", "SASRec")]
+    last = made["-gains-shop-published_test"].set_index(["metric", "method"]).loc["Recall@10 by item", "SASRec"]
     assert last[["next best", "gain"]].tolist() == ["", ""]
     assert last["over Co-occurrence"].startswith("-0.5000")
     both = made[""].set_index("method")
     # SASRec is the best of the one, and has half of the best of the other; co-occurrence is the best where it was
     assert both.index[:2].tolist() == ["Co-occurrence", "SASRec"]
-    assert both.loc["SASRec", ["office ndcg@10", "shop ndcg@10"]].tolist() == [0.5, 0.5]
-    assert np.isnan(both.loc["Co-occurrence", "office ndcg@10"])
+    assert both.loc["SASRec", ["office item/ndcg@10", "shop item/ndcg@10"]].tolist() == [0.5, 0.5]
+    assert np.isnan(both.loc["Co-occurrence", "office item/ndcg@10"])
+
+
+def test_systems_are_compared_like_with_like_and_after_holm(out):
+    """The policy names the SID of every target first but of row 0 in seed 1, and of odd rows after another item of it.
+    SASRec names the items of odd rows first, counting those of rows 0 to 10, of which no ranks by SID were kept."""
+    script = import_module("table_systems")
+    odd, most = np.arange(40) % 2, (np.arange(40) > 0).astype(int)
+    counted, ones = (np.arange(40) < 11).astype(int), np.ones(40, dtype=int)
+    found = {
+        ("stage2", "quick", 0): {"rank": ones, "item/rank": ones + odd, "item/sharers": ones},
+        ("stage2", "quick", 1): {"rank": most, "item/rank": most + odd, "item/sharers": ones},
+        ("SASRec", "baseline", 0): {"rank": odd, "sid/rank": odd},
+        ("SASRec", "baseline", 1): {"rank": odd, "sid/rank": odd},
+        ("cooccurrence", "baseline", 0): {"rank": counted},
+    }
+    rows, runs = [], []
+    for (method, preset, seed), ranks in found.items():
+        run = WORLD | {"preset": preset, "method": method, "seed": seed}
+        runs.append((pd.DataFrame({"user": np.arange(40)} | ranks), run))
+        for way in ("rank", "item/rank", "sid/rank"):
+            if way in ranks:
+                hit = (ranks[way] > 0).mean()
+                rows += [{**run, "metric": way.replace("rank", name), "value": hit} for name in PLAIN]
+    write_results(pd.DataFrame(rows).assign(source="measured", n=40, run="r"), out / "results.csv")
+    add_ranks(runs, out)
+    table, gains = script.main(out)
+    measured = table.table.set_index("method")
+    assert measured.loc["Co-occurrence", ["item/recall@10", "sid/recall@10"]].isna().tolist() == [False, True]
+    shown = gains.table.set_index(["metric", "method"])
+    assert shown.loc["Recall@10 by SID"].index.tolist() == ["Stage 2 (no RL)", "SASRec"]
+    assert set(shown.loc["Recall@10 by SID", "over Co-occurrence"]) == {""}
+
+    def text(gain):
+        return f"{gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]"
+
+    by_sid = paired_difference([ones - odd, most - odd])
+    assert shown.loc[("Recall@10 by SID", "Stage 2 (no RL)"), "gain"] == text(by_sid) + " *"
+    discounted = odd / np.log2(3) + 1 - odd  # of the policy's items
+    by_item = paired_difference([discounted - odd, discounted * most - odd])
+    assert shown.loc[("NDCG@10 by item", "Stage 2 (no RL)"), "gain"].removesuffix(" *") == text(by_item)
+    # Of eight pairs (three by item, one by SID, two metrics each) this one has p = .045 twice, the last two: .09
+    over = paired_difference([odd - counted] * 2)
+    assert over.low > 0
+    for column in ("gain", "over Co-occurrence"):
+        assert shown.loc[("Recall@10 by item", "SASRec"), column] == text(over)
 
 
 def test_a_mean_over_fewer_seeds_is_not_beside_others():

@@ -17,6 +17,7 @@ from sapo.analysis.plots import (
     figure_style,
     method_color,
     method_label,
+    metric_label,
     plot_advantage_distributions,
     plot_credit_units,
     plot_curve,
@@ -73,6 +74,9 @@ def test_every_objective_has_its_own_colour_and_name():
 
 def test_variants_and_unknown_methods():
     assert method_color("sapo no_kl") == METHOD_COLORS["sapo"]
+    assert metric_label("full/ndcg@10") == "full/NDCG@10"
+    assert metric_label("office sid/recall@5") == "office Recall@5 by SID"
+    assert metric_label("item/ndcg@10") == "NDCG@10 by item"
     assert method_label("sapo no_kl") == "SAPO (step-aligned), no_kl"
     assert method_label("SASRec softmax") == "SASRec softmax"  # as commands know it
     assert method_color("SASRec softmax") == METHOD_COLORS["SASRec"]

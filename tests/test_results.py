@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sapo.analysis.results import COLUMNS, merge_results, read_results, write_results
+from sapo.analysis.results import COLUMNS, merge_results, name_hits, read_results, write_results
 from sapo.errors import InputError
 
 HEADER = ",".join(COLUMNS)
@@ -76,6 +76,41 @@ def test_merge_replaces_rows_of_the_same_key():
 def test_merge_refuses_a_key_twice_in_one_table():
     with pytest.raises(InputError, match=r"added results.*second row of .*method sapo.*seed 0"):
         merge_results(rows(0.1), pd.concat([rows(0.2), rows(0.3)]))
+
+
+def test_hits_have_the_same_name_whatever_a_method_ranks():
+    """The SASRec of one preset ranks items, a policy SIDs; the synthetic optimum both; a paper says which itself."""
+    kept = {
+        ("measured", "sapo"): {"ndcg@10": 0.3, "item/ndcg@10": 0.2, "recall@5": 0.5, "full/ndcg@10": 0.1, "updates": 9},
+        ("measured", "SASRec"): {"ndcg@10": 0.4, "sid/ndcg@10": 0.6, "new/ndcg@10": 0.7},
+        ("measured", "HSTU"): {"ndcg@10": 0.8},
+        ("published", "TIGER"): {"ndcg@10": 0.9},
+        ("exact", "optimum"): {"recall@5": 1.0},
+    }
+    world = {"dataset": "toy", "split": "leave_one_out", "preset": "quick", "seed": 0, "n": 5, "run": "r"}
+    table = pd.DataFrame(
+        {**world, "source": source, "method": method, "metric": metric, "value": value}
+        for (source, method), values in kept.items()
+        for metric, value in values.items()
+    )
+    named = name_hits(table)
+    assert sorted(named[["method", "metric", "value"]].itertuples(index=False, name=None)) == sorted(
+        [
+            ("sapo", "sid/ndcg@10", 0.3),
+            ("sapo", "item/ndcg@10", 0.2),
+            ("sapo", "sid/recall@5", 0.5),  # by item it is not in the table
+            ("sapo", "full/ndcg@10", 0.1),
+            ("sapo", "updates", 9),
+            ("SASRec", "item/ndcg@10", 0.4),
+            ("SASRec", "sid/ndcg@10", 0.6),
+            ("SASRec", "new/ndcg@10", 0.7),
+            ("HSTU", "item/ndcg@10", 0.8),
+            ("TIGER", "sid/ndcg@10", 0.9),
+            ("optimum", "item/recall@5", 1.0),
+            ("optimum", "sid/recall@5", 1.0),
+        ]
+    )
+    assert name_hits(named).equals(named)  # nothing plain is left
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ def test_share_of_cells_below_their_start():
     z = 1.959964
     scale = 1 + z**2 / 6
     centre, half = (1 / 6 + z**2 / 12) / scale, z * math.sqrt(5 / 36 / 6 + z**2 / 144) / scale
-    assert (share.count, share.of) == (1, 6)
+    assert (share.hits, share.of) == (1, 6)
     assert share.interval == pytest.approx((1 / 6, centre - half, centre + half), abs=1e-6)
 
 

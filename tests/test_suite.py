@@ -11,6 +11,7 @@ from threadpoolctl import threadpool_info
 
 from sapo import suite
 from sapo.analysis.evaluation import ranking_metrics
+from sapo.analysis.ranks import Ranks
 from sapo.analysis.results import read_results
 from sapo.baselines import fitting
 from sapo.baselines.cooccurrence import CoOccurrence
@@ -93,6 +94,12 @@ def test_metrics_follow_from_the_ranks_of_all_test_rows(finished):
     of_run = results[(results["run"] == path.name)].set_index("metric")
     for metric, value in ranking_metrics(ranked, torch.tensor(users["target"].to_numpy()), (5, 10)).items():
         assert of_run.loc[metric, "value"] == pytest.approx(value)
+        # in this world every item has a SID of its own, so that both ways to count agree
+        assert of_run.loc[f"sid/{metric}", "value"] == pytest.approx(value)
+    assert (users["sid/rank"] == users["rank"]).all()
+    method = tuple(of_run.iloc[0][["dataset", "split", "preset", "method"]])
+    for name in ("ndcg@10", "item/ndcg@10", "sid/ndcg@10"):
+        assert Ranks(out).by_seed(method, name).loc[1].mean() == pytest.approx(of_run.loc["ndcg@10", "value"])
         assert of_run.loc[metric, "n"] == 150
 
 

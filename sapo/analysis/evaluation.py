@@ -1,7 +1,11 @@
 """Ranking over the whole catalogue, without sampled negatives. One target a row, so the hit rate is the recall.
 
-U rows (one history and its target each), R places of a ranking, K levels of a SID. Rankings are best first; a place
-that does not exist is -1.
+U rows (one history and its target each), R places of a ranking, K levels of a SID, N items. Rankings are best first; a
+place that does not exist is -1.
+
+A hit is the target itself ("by item") or its SID ("by SID"), which a few items may share. What a method ranks gives its
+headline ("ndcg@10"), and the other stands beside it: "item/ndcg@10" of policies, which rank SIDs, "sid/ndcg@10" of
+recommenders that rank items. `results.name_hits` gives both the same names, whatever a method ranks.
 """
 
 from itertools import chain
@@ -51,37 +55,66 @@ def ranking_metrics(
 
 
 def evaluate_ranking(
-    ranked: Int[Tensor, "U R"], rows: Rows, ks: tuple[int, ...]
+    ranked: Int[Tensor, "U R"], rows: Rows, ks: tuple[int, ...], sids: Int[Tensor, "N K"]
 ) -> tuple[dict[str, float], pd.DataFrame]:
-    """`ranking_metrics` of items ranked for rows; and a row a user: user, target, rank of the target (0: not found).
+    """`ranking_metrics` of items ranked for rows; and a row a user: user, target, rank of the target, "sid/rank" of its
+    SID (0: not among the first max(ks)).
 
     Some papers remove the items of the history from the ranking, others do not; where nobody buys a thing twice they
-    only take up places. "new/recall@k", ... are what comes out with them removed.
+    only take up places. "new/recall@k", ... are what comes out with them removed. Others compare SIDs, not items:
+    "sid/recall@k", ... are those of the ranking that `rank_sids` makes of this one.
 
     Args:
         ranked: as many places as `places` says, or all there are of a small catalogue, or of a search's beams.
+        sids: those of the catalogue.
     """
     target = torch.tensor(rows.target)
+    label = _labels(sids, sids)
     new = [
         [item for item in line if item not in held][: max(ks)]
         for line, held in zip(ranked.tolist(), map(set, rows.history), strict=True)
     ]
-    ranked, without = (
-        torch.nn.functional.pad(lines, (0, max(0, max(ks) - lines.shape[1])), value=-1)
-        for lines in (
-            ranked[:, : max(ks)],
-            pad_sequence([torch.tensor(line, dtype=torch.long) for line in new], True, -1),
-        )
-    )
-    rank = rank_of_hit(ranked == target[:, None])
-    users = pd.DataFrame({"user": rows.user, "target": rows.target, "rank": rank.tolist()})
-    of_new = {f"new/{name}": value for name, value in ranking_metrics(without, target, ks).items()}
-    return ranking_metrics(ranked, target, ks) | of_new, users
+    rankings = {
+        "": (ranked, target),
+        "new/": (pad_sequence([torch.tensor(line, dtype=torch.long) for line in new], True, -1), target),
+        "sid/": (rank_sids(ranked, label), label[target]),
+    }
+    metrics: dict[str, float] = {}
+    users = pd.DataFrame({"user": rows.user, "target": rows.target})
+    for name, (lines, right) in rankings.items():
+        first = torch.nn.functional.pad(lines[:, : max(ks)], (0, max(0, max(ks) - lines.shape[1])), value=-1)
+        metrics |= {name + key: value for key, value in ranking_metrics(first, right, ks).items()}
+        if name != "new/":
+            users[f"{name}rank"] = rank_of_hit(first == right[:, None]).tolist()
+    return metrics, users
 
 
-def places(rows: Rows, ks: tuple[int, ...]) -> int:
-    """How long a ranking must be so that max(ks) items remain once the longest history is taken out."""
-    return max(ks) + max((len(set(history)) for history in rows.history), default=0)
+def places(rows: Rows, ks: tuple[int, ...], sids: Int[Tensor, "N K"]) -> int:
+    """How long a ranking must be so that max(ks) items remain once the longest history is taken out, and that it names
+    max(ks) SIDs of a catalogue whatever items it begins with."""
+    sharers = torch.bincount(_labels(sids, sids)).sort(descending=True).values
+    same = int(sharers[: max(ks) - 1].sum())  # at most so many items have one SID less
+    return max(max(ks) + max((len(set(history)) for history in rows.history), default=0), same + 1)
+
+
+def rank_sids(ranked: Int[Tensor, "U R"], label: Int[Tensor, "N"]) -> Int[Tensor, "U R"]:
+    """The ranking of SIDs that a ranking of items makes: the first place of each counts, later ones take none.
+
+    Args:
+        ranked: items, padded with -1.
+        label: the number of each item's SID.
+
+    Returns:
+        Numbers of SIDs, each at most once a row, padded with -1 at the end.
+    """
+    named = torch.where(ranked < 0, -1, label.to(ranked.device)[ranked])
+    ordered, place = named.sort(dim=1, stable=True)  # equal ones stay in order, so that the first of a run came first
+    starts = torch.ones_like(ordered, dtype=torch.bool)
+    starts[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+    first = torch.zeros_like(starts).scatter(1, place, starts & (ordered >= 0))
+    to = first.cumsum(1).sub(1).masked_fill(~first, ranked.shape[1])  # what takes no place goes to one that is cut off
+    sids = torch.full_like(torch.nn.functional.pad(named, (0, 1)), -1).scatter(1, to, named)
+    return sids[:, :-1]
 
 
 @overload
@@ -128,18 +161,32 @@ def sid_ranking_metrics(
     _check(ranked.shape[:1], target, ks, ranked.shape[1])
     if (target < 0).any() or (target >= len(sids)).any():
         raise InputError(f"target holds item indices outside 0..{len(sids) - 1}.")
+    if collisions == "item":
+        first, sharers = item_ranks(ranked, target, sids)
+        return _metrics(torch.where(first > 0, first - 1, max(ks)), sharers, ks, per_user)
+    if collisions != "sid":
+        raise InputError(f"collisions is {collisions!r}: use 'sid' or 'item'.")
+    before = _first(_labels(ranked, sids) == _labels(sids, sids)[target][:, None])
+    return _metrics(before, torch.ones_like(before), ks, per_user)
+
+
+def item_ranks(
+    ranked: Int[Tensor, "U R K"], target: Int[Tensor, "U"], sids: Int[Tensor, "N K"]
+) -> tuple[Int[Tensor, "U"], Int[Tensor, "U"]]:
+    """Where the target stands once the items of every ranked SID are written out: the first of its possible ranks,
+    counted from 1 (0: its SID is not ranked), and how many there are, one after the other and equally likely.
+
+    Args:
+        ranked: SIDs, padded with -1. One outside the catalogue takes one place.
+        target: item indices into `sids`, the SIDs of the catalogue.
+    """
     place, label = _labels(ranked, sids), _labels(sids, sids)
     before = _first(place == label[target][:, None])
-    if collisions == "sid":
-        return _metrics(before, torch.ones_like(before), ks, per_user)
-    if collisions != "item":
-        raise InputError(f"collisions is {collisions!r}: use 'sid' or 'item'.")
     sharers = torch.bincount(label)
     width = torch.where(place < 0, 1, sharers[place])  # items behind each place
     end = torch.cat([torch.zeros_like(width[:, :1]), width.cumsum(1)], dim=1)
-    missed = before == ranked.shape[1]
-    items_before = end.gather(1, before[:, None])[:, 0].masked_fill(missed, max(ks))
-    return _metrics(items_before, sharers[label[target]], ks, per_user)
+    items_before = end.gather(1, before[:, None])[:, 0]
+    return torch.where(before < ranked.shape[1], items_before + 1, 0), sharers[label[target]]
 
 
 def valid_share(ranked: Int[Tensor, "U R K"], sids: Int[Tensor, "N K"]) -> float:
@@ -240,8 +287,9 @@ def evaluate_policy(
     "beams50/..." (the second search).
 
     Returns:
-        The metrics; and a row a user: user, target, rank of the target's SID for each search (0 = not found), and
-        whether the code of each level of the best SID is right.
+        The metrics; and a row a user: user, target, rank of the target's SID for each search (0 = not found),
+        "item/rank" and "item/sharers" (what `item_ranks` finds in the first search; 0 beyond the tenth), and whether
+        the code of each level of the best SID is right.
 
     Raises:
         InputError: the policy was trained on another split or other data.
@@ -285,6 +333,9 @@ def evaluate_policy(
         users[f"{name}rank"] = rank_of_hit(hit).numpy()
     by_item = sid_ranking_metrics(ranked[""], target, sids, ks, collisions="item")
     metrics |= {f"item/{key}": value for key, value in by_item.items()}
+    first, sharers = item_ranks(ranked[""], target, sids)
+    users["item/rank"] = first.masked_fill(first > ks[-1], 0).numpy()
+    users["item/sharers"] = sharers.numpy()
     metrics |= match_rates(ranked[""][:, 0], sids[target])
     metrics |= {"valid_share": valid_share(ranked[""], sids), "duplicate_share": duplicate_share(ranked[""])}
     for level, right in enumerate((ranked[""][:, 0] == sids[target]).long().T, start=1):

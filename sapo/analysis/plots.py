@@ -5,6 +5,7 @@ dotted. Intervals are 95 % t intervals over seeds.
 """
 
 import itertools
+import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -19,7 +20,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.patches import FancyBboxPatch, Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from sapo.analysis.results import paired_gains, validate_results
+from sapo.analysis.results import WITHOUT_SEEDS, paired_gains, validate_results
 from sapo.analysis.statistics import Interval, seed_interval
 from sapo.errors import InputError
 
@@ -133,7 +134,6 @@ METHOD_LABELS: dict[str, str] = {
     "published": "published",
     "optimum": "Bayes optimum",
 }
-WITHOUT_SEEDS = {"popularity", "cooccurrence", "item_knn", "optimum"}  # computed: nothing in them is random
 REFERENCE_LINES = {"exact": "-.", "published": ":"}  # measured lines are solid, or dashed with one seed
 
 _STYLE: dict[Any, Any] = {
@@ -194,8 +194,11 @@ def method_label(method: str) -> str:
 
 
 def metric_label(metric: str) -> str:
-    """The name a metric has on axes and in tables."""
-    return metric.replace("recall@", "Recall@").replace("ndcg@", "NDCG@")
+    """The name a metric has on axes and in tables; "item/" and "sid/" say what a hit is."""
+    name = metric.replace("recall@", "Recall@").replace("ndcg@", "NDCG@")
+    for hit, label in (("item", "item"), ("sid", "SID")):
+        name = re.sub(rf"\b{hit}/(\w+@\d+)", rf"\1 by {label}", name)
+    return name
 
 
 def credit_color(credit: str) -> tuple[float, float, float]:

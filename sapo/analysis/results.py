@@ -14,6 +14,8 @@ WORLD = ["dataset", "split", "preset"]
 KEY = ["dataset", "split", "method", "preset", "seed", "metric"]
 SOURCES = ("published", "measured", "exact")
 SPLITS = ("leave_one_out", "published_test")
+WITHOUT_SEEDS = {"popularity", "cooccurrence", "item_knn", "optimum"}  # computed: nothing in them is random
+METHOD = ["source", *WORLD, "method"]
 
 
 def read_results(path: str | Path) -> pd.DataFrame:
@@ -139,6 +141,36 @@ def merge_results(existing: pd.DataFrame, added: pd.DataFrame) -> pd.DataFrame:
     """All rows of both; where both have a row of one key, that of `added`."""
     tables = [validate_results(existing, "existing results"), validate_results(added, "added results")]
     return validate_results(pd.concat(tables).drop_duplicates(KEY, keep="last"))
+
+
+def hits_by_sid(results: pd.DataFrame) -> pd.Series:
+    """Whether the plain metrics of each row's method count SIDs: so do those of policies, which have "item/..." beside
+    them, and not those of recommenders that rank items.
+
+    Args:
+        results: rows of results.csv, with all metrics of a method, or at least those at k = 10.
+    """
+    by_item = results["metric"].str.startswith("item/")
+    return by_item.groupby([results[name].astype(str) for name in METHOD]).transform("any").astype(bool)
+
+
+def name_hits(results: pd.DataFrame) -> pd.DataFrame:
+    """The rows with names of recall@k and ndcg@k that say what a hit is, "item/..." or "sid/...", whatever a method
+    ranks, so that columns put like beside like. Other rows are as they were.
+
+    Exact rows stand under both names: the items of a synthetic catalogue have SIDs of their own. Published ones stand
+    under "sid/": papers on SIDs compare strings, and print other recommenders beside them.
+
+    Args:
+        results: as of `hits_by_sid`.
+    """
+    by_sid, plain = hits_by_sid(results), results["metric"].str.match(r"(?:recall|ndcg)@\d+$")
+    rows = results[plain]
+    published, exact = rows["source"] == "published", rows["source"] == "exact"
+    named = [results[~plain]]
+    for prefix, which in (("sid/", published | exact | by_sid[plain]), ("item/", ~published & ~by_sid[plain])):
+        named.append(rows[which].assign(metric=prefix + rows.loc[which, "metric"]))
+    return pd.concat(named).sort_index(kind="stable").reset_index(drop=True)
 
 
 def paired_gains(rows: pd.DataFrame, metric: str, against: str) -> pd.DataFrame:

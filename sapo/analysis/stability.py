@@ -22,7 +22,7 @@ class Share(NamedTuple):
     """So many of n, with a Wilson interval over them as if they were independent."""
 
     interval: Interval
-    count: int
+    hits: int
     of: int
 
 

@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 from pandas.io.formats.style import Styler
 
-from sapo.analysis.plots import METHOD_COLORS, WITHOUT_SEEDS, method_label, metric_label
-from sapo.analysis.results import validate_results
+from sapo.analysis.plots import METHOD_COLORS, method_label, metric_label
+from sapo.analysis.results import WITHOUT_SEEDS, validate_results
 from sapo.analysis.statistics import seed_interval
 from sapo.errors import InputError
 from sapo.files import write_atomically
