@@ -34,9 +34,12 @@ ORDER = (
     "tokenizers",
 )
 METHODS = ("optimum", "sapo", "grpo", "grpo_step_reward", "sapo_outcome_reward", START, NO_THINKING, "cooccurrence")
-DIAGRAM = "docs/credit-units.png", (
-    "One completion of K = 3 steps: GRPO spreads one advantage over all tokens, SAPO gives block k and code k the "
-    "advantage of step k"
+DIAGRAM = (
+    "docs/credit-units.png",
+    (
+        "One completion of K = 3 steps: GRPO spreads one advantage over all tokens, SAPO gives block k and code k the "
+        "advantage of step k"
+    ),
 )
 WIDTH, COLORS = 1400, 96  # of a picture: pixels, and entries of its palette
 
@@ -89,7 +92,7 @@ def results_table(record: Record) -> str:
 
 def finding(record: Record) -> str:
     """What was found, in two sentences: SAPO against GRPO, and thinking against not thinking."""
-    asked = {("sapo", "grpo"): ("SAPO", "GRPO"), (START, NO_THINKING): ("thinking before the item", "not thinking")}
+    asked = {("sapo", "grpo"): ("SAPO", "GRPO"), (START, NO_THINKING): ("thinking first", "not thinking")}
     sentences = []
     for pair, names in asked.items():
         gains = {}
@@ -100,7 +103,7 @@ def finding(record: Record) -> str:
         if gains:
             said = sides(gains, *names)
             sentences.append(f"{said[0].upper()}{said[1:]}.")
-    note = f"(In {SHOWN}; thinking: before reinforcement learning. [Results](docs/results/README.md) have the numbers.)"
+    note = f"(By {SHOWN} with 95 % intervals over seeds; [results](docs/results/README.md) has the numbers.)"
     return " ".join([*sentences, note]) if sentences else "Nothing is recorded yet."
 
 

@@ -17,7 +17,7 @@ def main(record: Record) -> list[Page]:
         blocks += section(record, world, rows, of_this)
         figures += of_this
     first = worlds[0][1]
-    table = systems_table(worlds[:1], ["NDCG@10"])
+    table = systems_table(worlds[:1])
     if table:
         blocks += [
             "## Other reasoning systems",

@@ -77,5 +77,7 @@ def main(record: Record) -> list[Page]:
         "## Make it again",
         commands(["sapo lab --to paper_figures/data"]),
     ]
-    question = "What is one noisy step of each objective worth, where exact matches are frequent and where they are rare?"
+    question = (
+        "What is one noisy step of each objective worth, where exact matches are frequent and where they are rare?"
+    )
     return [Page("laboratory", "The laboratory", question, said[0], tuple(blocks), tuple(FIGURES))]

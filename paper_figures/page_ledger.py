@@ -34,7 +34,10 @@ def main(record: Record) -> list[Page]:
     rows = record.claims
     claims = list(rows.groupby(["claim", "said_by"], sort=False))
     index = pd.DataFrame(
-        [{"claim": claim, "said by": who, "experiments": len(of), "verdicts": counts(of)} for (claim, who), of in claims]
+        [
+            {"claim": claim, "said by": who, "experiments": len(of), "verdicts": counts(of)}
+            for (claim, who), of in claims
+        ]
     )
     blocks = [
         "Verdicts are computed from the numbers: against 1 for ratios, 1/2 for shares of groups, 0 for what is lost. "

@@ -1,7 +1,6 @@
 """Recommenders that are fitted, and counting, beside each other and beside what their papers report."""
 
 import itertools
-import re
 
 import pandas as pd
 from pages import Page, Record, bullets, commands, dataset_name, label, markdown_table
@@ -131,9 +130,9 @@ def main(record: Record) -> list[Page]:
     blocks = [
         "The whole catalogue is ranked, one target a row; a hit is the item itself. Settings were chosen on validation "
         "rows of the first seed; numbers are means over seeds. Seen items filtered: the items of a history are taken "
-        "out of its ranking, as RecBole and S3-Rec do. Reported numbers are other people's, for orientation: "
-        "of Industrial a part of their training rows is at hand, of Office rows of all years where theirs are of two, and \"?\" marks recall and NDCG that cannot "
-        "both be right.",
+        "out of its ranking, as RecBole and S3-Rec do. Reported numbers are other people's, for orientation: of "
+        "Industrial a part of their training rows is at hand, of Office rows of all years where theirs are of two. "
+        '"?" marks recall and NDCG that cannot both be right.',
     ]
     best = []
     for (dataset, split), of_place in rows.groupby(PLACE):

@@ -9,8 +9,8 @@ from pages import (
     bullets,
     by_seed,
     commands,
-    dataset_name,
     gain,
+    headings,
     label,
     made_up,
     markdown_table,
@@ -18,25 +18,25 @@ from pages import (
     picture,
 )
 from worlds import (
-    CAPTIONS,
     CONTROLS,
     METRIC,
     NO_THINKING,
+    PAIRS,
     SHOWN,
     START,
     drawn,
     silence,
     systems_table,
     training,
-    verdicts,
 )
 
-from sapo.analysis.verdicts import judge, listed, mean_half, sides
+from sapo.analysis.verdicts import judge, listed, mean_half, sides, signed
 from sapo.credit.objectives import OBJECTIVES
 from sapo.systems import SYSTEMS
 
 BESIDE = ("cooccurrence", "item_knn", "popularity")
 FIGURES = ("fig_main_results",)
+CAPTION = "Policies by SID, everything else by item: mean and 95 % t interval over seeds."
 Worlds = list[tuple[World, pd.DataFrame]]
 
 
@@ -51,7 +51,7 @@ def catalogues(record: Record) -> Worlds:
 
 def quality(worlds: Worlds, by: str) -> str:
     """NDCG@10 of policies and of counting, a column a data set."""
-    tables = {world.name: by_seed(rows, METRIC, by) for world, rows in worlds}
+    tables = {name: by_seed(rows, METRIC, by) for name, (_, rows) in zip(headings(worlds), worlds, strict=True)}
     wanted = [*OBJECTIVES, START, NO_THINKING, *BESIDE]
     methods = [name for name in wanted if any(name in values for values in tables.values())]
     lines = []
@@ -63,31 +63,46 @@ def quality(worlds: Worlds, by: str) -> str:
     return markdown_table(pd.DataFrame(lines))
 
 
+def pairs(worlds: Worlds) -> tuple[str, list[str]]:
+    """A row a pair that some data set has, with its difference on each; and a sentence a pair."""
+    lines, sentences = [], []
+    for one, other in PAIRS:
+        gains = {}
+        for name, (_, rows) in zip(headings(worlds), worlds, strict=True):
+            if (found := gain(by_seed(rows, METRIC), one, other)) is not None:
+                gains[name] = found[0]
+        if gains:
+            cells = {name: signed(gains[name]) if name in gains else "" for name in headings(worlds)}
+            lines.append({f"difference in {SHOWN}": f"{label(one)} - {label(other)}"} | cells)
+            said = sides(gains, label(one), label(other))
+            sentences.append(f"{said[0].upper()}{said[1:]}.")
+    return markdown_table(pd.DataFrame(lines)), sentences
+
+
 def learnt(worlds: Worlds) -> str:
     """How often the first item is right on rows that were trained on and on others, for the policies of each world."""
     lines = []
-    for world, rows in worlds:
+    for heading, (_, rows) in zip(headings(worlds), worlds, strict=True):
         tables = [by_seed(rows, f"exact_match/{which}_rows", "SID") for which in ("seen", "unseen")]
         for name in (START, NO_THINKING, "sapo", "grpo"):
             if all(name in values for values in tables):
                 seen, unseen = (mean_half(mean(values, name)) for values in tables)
-                lines.append({"data": world.name, "policy": label(name), "trained on": seen, "not seen": unseen})
+                lines.append({"data": heading, "policy": label(name), "trained on": seen, "not seen": unseen})
     return markdown_table(pd.DataFrame(lines))
 
 
 def of_systems(worlds: Worlds) -> list[str]:
     """For each data set, which systems are ahead of their start or control, and which behind."""
     sentences = []
-    for world, rows in worlds:
+    for name, (_, rows) in zip(headings(worlds), worlds, strict=True):
         values, found = by_seed(rows, METRIC), {}
-        for name, system in SYSTEMS.items():
-            pair = gain(values, name, CONTROLS.get(name, system.start))
+        for method, system in SYSTEMS.items():
+            pair = gain(values, method, CONTROLS.get(method, system.start))
             if pair is not None:
-                found.setdefault(judge(pair[0]), []).append(name)
-        if found:
-            words = {"ahead": "ahead", "behind": "behind", "not told apart": "not told apart", "unknown": "one seed"}
-            said = [f"{words[key]}: {listed(found[key])}" for key in words if key in found]
-            sentences.append(f"{world.name}: {'; '.join(said)}.")
+                found.setdefault(judge(pair[0]), []).append(method)
+        said = [f"{verdict}: {listed(methods)}" for verdict, methods in found.items()]
+        if said:
+            sentences.append(f"{name}: {'; '.join(sorted(said))}.")
     return sentences
 
 
@@ -96,23 +111,21 @@ def main(record: Record) -> list[Page]:
     worlds = catalogues(record)
     if not worlds:
         return []
-    said = [f"{world.name}: {words}" for world, rows in worlds for words in verdicts(rows)]
-    of_sapo = {
-        dataset_name(world.dataset): found[0]
-        for world, rows in worlds
-        if (found := gain(by_seed(rows, METRIC), "sapo", "grpo")) is not None
-    }
-    answer = sides(of_sapo, "SAPO", "GRPO") or "Nothing is recorded yet"
-    figures, pictures = [], []
-    for world, rows in worlds:
+    names = headings(worlds)
+    table, said = pairs(worlds)
+    figures, pictures, silent, trained = [], [], [], []
+    for name, (world, rows) in zip(names, worlds, strict=True):
         of_this = drawn(record, world, rows, FIGURES)
         figures += of_this
-        pictures += [picture(name, f"{world.name}. {CAPTIONS['fig_main_results']}") for name in of_this]
-    trained = [f"{w.name}: {words}" for w, _ in worlds for words in training(record.curves(w))]
-    silent = [f"{w.name}: {words}" for w, _ in worlds if (words := silence(record.rollouts, w))]
-    headings = [world.name for world, _ in worlds]
+        pictures += [picture(figure, f"{name}. {CAPTION}") for figure in of_this]
+        quiet = silence(record.rollouts, world)
+        silent += [f"{name}: {quiet}"] if quiet else []
+        curves = training(record.curves(world))
+        curves.insert(0, "data", name)
+        trained.append(curves)
+    places = "; ".join(world.name for world, _ in worlds)
     blocks = [
-        f"{SHOWN} over the whole catalogue, all test rows. {OVER_SEEDS}",
+        f"{SHOWN} over the whole catalogue, all test rows ({places}). {OVER_SEEDS}",
         "## By item",
         "A hit is the item itself. Policies name a SID, which a few items may share; they get the exact expectation "
         "over the order of those items. This is the ruler of every verdict below.",
@@ -121,19 +134,21 @@ def main(record: Record) -> list[Page]:
         "A hit is the target's SID, as papers count that compare strings. What names items directly is not listed.",
         quality(worlds, "SID"),
         "## Verdicts",
+        table,
         bullets(said),
         "## What the policies have learnt",
-        "Exact match (by SID) of the first item on rows that stages 1 and 2 were trained on and on rows they never saw.",
+        "Exact match (by SID) of the first item, on rows that stages 1 and 2 were trained on and on rows they never "
+        "saw.",
         learnt(worlds),
-        bullets([*silent, *trained]),
+        bullets(silent),
+        markdown_table(pd.concat(trained)),
     ]
-    table = systems_table(worlds, headings)
-    if table:
+    if systems := systems_table(worlds):
         blocks += [
             "## Other reasoning systems",
             f"{SHOWN} by item, each system less its starting checkpoint or a control ([what each is]"
             "(../systems.md)), not corrected for the number of systems.",
-            table,
+            systems,
             bullets(of_systems(worlds)),
         ]
     blocks += [
@@ -150,10 +165,8 @@ def main(record: Record) -> list[Page]:
             "real-catalogues",
             "Real catalogues",
             "On Amazon reviews, does thinking help, and which credit trains it better?",
-            f"{answer[0].upper()}{answer[1:]}.",
+            said[0] if said else "Nothing to compare yet.",
             tuple(blocks),
             tuple(figures),
         )
     ]
-
-

@@ -3,9 +3,21 @@
 from pathlib import Path
 
 import pandas as pd
-from pages import OVER_SEEDS, REASONING, Page, Record, World, bullets, by_seed, commands, gain, label, markdown_table
-from pages import mean as mean_of
-from pages import picture
+from pages import (
+    OVER_SEEDS,
+    REASONING,
+    Page,
+    Record,
+    World,
+    bullets,
+    by_seed,
+    commands,
+    gain,
+    label,
+    markdown_table,
+    mean,
+    picture,
+)
 from worlds import METRIC, NO_THINKING, SHOWN, START, drawn, section, verdicts
 
 from sapo.analysis.verdicts import comparison, mean_half, signed
@@ -22,11 +34,11 @@ def by_start(worlds: list[tuple[World, pd.DataFrame]]) -> str:
         values, first = by_seed(rows, METRIC), by_seed(rows, "recall@1")
         if START not in values or START not in first:
             continue
-        start = mean_of(first, START)
+        start = mean(first, START)
         line = {
             "world": world.name,
             "exact match of the start": mean_half(start),
-            f"{SHOWN} of the start": mean_half(mean_of(values, START)),
+            f"{SHOWN} of the start": mean_half(mean(values, START)),
         }
         for name in CELLS:
             found = gain(values, name, START)
@@ -60,7 +72,9 @@ def main(record: Record) -> list[Page]:
         blocks = (answer, "`make reproduce` trains in it and draws the curves; `sapo publish` adds them to the record.")
         return [Page("reasoning-world", title, question, answer, blocks)]
     figures = list(SPARSITY)
-    blocks = [picture(name, "What each objective gains against how rare an exact match is at the start.") for name in SPARSITY]
+    blocks = [
+        picture(name, "What each objective gains against how rare an exact match is at the start.") for name in SPARSITY
+    ]
     if len(worlds) > 1:
         blocks += [
             "## From every start",

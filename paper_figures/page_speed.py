@@ -73,6 +73,8 @@ def main(record: Record) -> list[Page]:
         commands(["python -m benchmarks --record paper_figures/data"]),
     ]
     step = table[table["work"] == "training step"]
-    answer = " ".join([*(f"{row.work}, against {row.against}: {row.faster} faster." for row in step.itertuples()), said[0]])
+    answer = " ".join(
+        [*(f"{row.work}, against {row.against}: {row.faster} faster." for row in step.itertuples()), said[0]]
+    )
     question = "How fast are training, rollouts and search, against what one would run instead?"
     return [Page("speed", "Speed", question, answer, tuple(blocks), (FIGURE,))]

@@ -16,12 +16,12 @@ def main(record: Record) -> list[Page]:
     rows = rows.sort_values(["dataset", "source"], ascending=[True, False], kind="stable")
     measured = rows[rows["source"] == "measured"]
     blocks = [
-        f"Ours are of TF-IDF vectors of the items' texts, {measured['seed'].nunique()} seeds, mean ± half of the 95 % t "
-        "interval; † are published with the data. Items in collisions: after items were moved to free codes of the "
-        "last level, before, and had they been given equal shares in rounds instead (LC-Rec, LETTER). Neighbours: items "
-        "whose nearest neighbour has their first code. Forced: items whose prefix leaves one code for the last step, "
-        "which then can earn no credit. Chance: of two random items with the same last code, how often earlier codes "
-        "differ.",
+        f"Ours are of TF-IDF vectors of the items' texts, {measured['seed'].nunique()} seeds, mean ± half of the 95 % "
+        "t interval; † are published with the data. Items in collisions: after items were moved to free codes of the "
+        "last level, before, and had they been given equal shares in rounds instead (LC-Rec, LETTER). Neighbours: "
+        "items whose nearest neighbour has their first code. Forced: items whose prefix leaves one code for the last "
+        "step, which then can earn no credit. Chance: of two random items with the same last code, how often earlier "
+        "codes differ.",
     ]
     answers = []
     for dataset, of_dataset in rows.groupby("dataset"):

@@ -32,8 +32,8 @@ DATASETS = {
 SPLITS = {"leave_one_out": "leave-one-out", "published_test": "chronological pairs"}
 ITEM_NAMERS = {*WITHOUT_SEEDS, *BASELINES, *FUSIONS} | {n for n, system in SYSTEMS.items() if system.fits}
 OVER_SEEDS = (
-    "Intervals are 95 % t intervals over seeds, each seed with its own supervised stages; differences are paired by seed, "
-    "and intervals are not corrected for their number."
+    "Intervals are 95 % t intervals over seeds, each seed with its own supervised stages; differences are paired by "
+    "seed, and intervals are not corrected for their number."
 )
 MARKER = "<!-- generated: {name} -->", "<!-- /generated -->"
 
@@ -148,6 +148,15 @@ class Record:
     def curves(self, world: World) -> pd.DataFrame:
         """Rows of `dynamics` of one world."""
         return of_world(self.dynamics, world)
+
+
+def headings(worlds: Sequence[tuple[World, pd.DataFrame]]) -> list[str]:
+    """The shortest names of worlds for the columns of a table; one of a data set that has several says its preset."""
+    names = [dataset_name(world.dataset) for world, _ in worlds]
+    return [
+        name if names.count(name) == 1 else f"{name}, {world.preset}"
+        for name, (world, _) in zip(names, worlds, strict=True)
+    ]
 
 
 def of_world(table: pd.DataFrame, world: World) -> pd.DataFrame:

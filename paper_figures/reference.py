@@ -5,6 +5,7 @@ Words that the code lacks stand here, a line a name; a name without its line is 
 
 import re
 from importlib import import_module
+from typing import Any
 
 import pandas as pd
 from pages import markdown_table
@@ -12,7 +13,7 @@ from pages import markdown_table
 from sapo.credit.objectives import OBJECTIVES, Objective
 from sapo.errors import InputError
 from sapo.suite import BASELINES, FUSIONS, MODELS
-from sapo.systems import STAGES, SYSTEMS, System
+from sapo.systems import SYSTEMS, System
 
 REWARDS = {
     "exact": "exact match",
@@ -215,10 +216,7 @@ def _then(name: str, system: System) -> str:
     return f"`{system.objective}`" if system.objective else _of(THEN, name)
 
 
-def _of(words: dict, name: str):  # noqa: ANN202
+def _of(words: dict[str, Any], name: str) -> Any:
     if name not in words:
         raise InputError(f"paper_figures/reference.py has no line for {name}.")
     return words[name]
-
-
-assert set(STARTS) <= set(STAGES)

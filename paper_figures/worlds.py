@@ -9,6 +9,7 @@ from pages import (
     bullets,
     by_seed,
     gain,
+    headings,
     in_order,
     label,
     markdown_table,
@@ -81,9 +82,10 @@ def objectives_beside(rows: pd.DataFrame, other: str) -> str | None:
     return tally(gains, label(other), SHOWN) if len(gains) > 1 else None
 
 
-def systems_table(worlds: list[tuple[World, pd.DataFrame]], headings: list[str]) -> str | None:
-    """Every reasoning system less its start or control, two columns a world, the best of the first world first; None
-    where no world has any."""
+def systems_table(worlds: list[tuple[World, pd.DataFrame]]) -> str | None:
+    """Every reasoning system less its start or control, two columns a world that has any, the best of the first world
+    first; None where no world has."""
+    worlds = [(world, rows) for world, rows in worlds if rows["method"].isin(list(SYSTEMS)).any()]
     tables = [by_seed(rows, METRIC) for _, rows in worlds]
     named = [name for name in SYSTEMS if any(name in values for values in tables)]
     if not named:
@@ -92,7 +94,7 @@ def systems_table(worlds: list[tuple[World, pd.DataFrame]], headings: list[str])
     for name in sorted(named, key=lambda name: -tables[0][name].mean() if name in tables[0] else 1.0):
         beside = CONTROLS.get(name, SYSTEMS[name].start)
         line = {"system": name, "less": label(beside)}
-        for heading, values in zip(headings, tables, strict=True):
+        for heading, values in zip(headings(worlds), tables, strict=True):
             found = gain(values, name, beside)
             line[heading] = mean_half(mean(values, name)) if name in values else ""
             line[f"{heading}: difference"] = signed(found[0]) if found else ""
@@ -120,21 +122,24 @@ def silence(rollouts: pd.DataFrame, world: World) -> str | None:
     )
 
 
-def training(curves: pd.DataFrame, methods: tuple[str, ...] = ("sapo", "grpo")) -> list[str]:
-    """What happened to sampled exact matches of training completions from the first logged update to the last."""
+def training(curves: pd.DataFrame, methods: tuple[str, ...] = ("sapo", "grpo")) -> pd.DataFrame:
+    """The share of training completions that are exact at the first logged update and at the last, mean over seeds."""
     rows = curves[(curves["metric"] == "rewards/exact/mean") & curves["method"].isin(methods)]
-    sentences = []
+    lines = []
     for method, of_method in rows.groupby("method"):
         by_step = of_method.pivot(index="step", columns="seed", values="value").dropna()
-        if len(by_step) < 2:
+        if by_step.empty:
             continue
         first, last = seed_interval(by_step.iloc[0].to_numpy()), seed_interval(by_step.iloc[-1].to_numpy())
-        sentences.append(
-            f"{label(str(method))}: the share of training completions that are exact goes from {first.value:.3f} "
-            f"(update {by_step.index[0]}) to {last.value:.3f} (update {by_step.index[-1]}), mean over "
-            f"{by_step.shape[1]} seeds."
+        lines.append(
+            {
+                "exact matches of training completions": label(str(method)),
+                "first logged": f"{first.value:.3f} (update {by_step.index[0]})",
+                "last logged": f"{last.value:.3f} (update {by_step.index[-1]})",
+                "seeds": str(by_step.shape[1]),
+            }
         )
-    return sentences
+    return pd.DataFrame(lines)
 
 
 def section(record: Record, world: World, rows: pd.DataFrame, figures: tuple[str, ...]) -> list[str]:
@@ -148,10 +153,10 @@ def section(record: Record, world: World, rows: pd.DataFrame, figures: tuple[str
         results_table(rows),
         bullets(said),
     ]
-    happened = training(record.curves(world))
-    quiet = silence(record.rollouts, world)
-    if happened or quiet:
-        blocks += ["What training saw:", bullets([*([quiet] if quiet else []), *happened])]
+    if quiet := silence(record.rollouts, world):
+        blocks.append(quiet)
+    if not (happened := training(record.curves(world))).empty:
+        blocks.append(markdown_table(happened))
     return [*blocks, *(picture(name, CAPTIONS[name.split("-")[0]]) for name in figures)]
 
 

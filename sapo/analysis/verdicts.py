@@ -68,15 +68,16 @@ def tally(gains: Mapping[str, Interval], other: str, metric: str) -> str:
     Args:
         gains: of each method over `other`, not corrected for their number.
     """
-    by_verdict: dict[Verdict, list[str]] = {}
-    for name, gain in gains.items():
-        by_verdict.setdefault(judge(gain), []).append(f"{name} ({signed(gain)})")
-    said = [
-        f"{words} {listed(by_verdict[verdict])}"
-        for verdict, words in (("ahead", "ahead are"), ("behind", "behind are"), ("unknown", "without an interval are"))
-        if by_verdict.get(verdict)
-    ]
-    rest = len(by_verdict.get("not told apart", [])) + len(by_verdict.get("equal", []))
+    words: dict[Verdict, str] = {
+        "ahead": "ahead are",
+        "behind": "behind are",
+        "unknown": "without an interval are",
+    }
+    said = []
+    for verdict, start in words.items():
+        names = [f"{name} ({signed(gain)})" for name, gain in gains.items() if judge(gain) == verdict]
+        said += [f"{start} {listed(names)}"] if names else []
+    rest = sum(judge(gain) not in words for gain in gains.values())
     said.append(f"{rest} cannot be told apart from it")
     methods = "method" if len(gains) == 1 else "methods"
     return f"Of {len(gains)} {methods} beside {other} in {metric}, without a correction for their number: " + (
@@ -85,18 +86,18 @@ def tally(gains: Mapping[str, Interval], other: str, metric: str) -> str:
 
 
 def sides(gains: Mapping[str, Interval], one: str, other: str) -> str:
-    """Where each of two methods is ahead, in words without numbers: "A is ahead of B on X; the two cannot be told apart
-    on Y and Z".
+    """Where each of two methods ranks better, in words without numbers: "A ranks better than B on X; A and B cannot be
+    told apart on Y and Z".
 
     Args:
         gains: of `one` over `other`, by the name of the data.
     """
     words: dict[Verdict, str] = {
-        "ahead": f"{one} is ahead of {other} on",
-        "behind": f"{other} is ahead of {one} on",
-        "not told apart": "the two cannot be told apart on",
-        "equal": "the two are the same on",
-        "unknown": "a single seed leaves it open on",
+        "ahead": f"{one} ranks better than {other} on",
+        "behind": f"{other} ranks better than {one} on",
+        "not told apart": f"{one} and {other} cannot be told apart on",
+        "equal": f"{one} and {other} are the same on",
+        "unknown": f"a single seed says nothing of {one} and {other} on",
     }
     by_verdict = {verdict: [name for name, gain in gains.items() if judge(gain) == verdict] for verdict in words}
     return "; ".join(f"{words[verdict]} {listed(names)}" for verdict, names in by_verdict.items() if names)
