@@ -1,14 +1,14 @@
 """The control world, in which the next item follows from the last one and a thought can add nothing."""
 
 from pages import CONTROL, Page, Record, bullets, commands
-from worlds import NO_THINKING, START, drawn, section, systems_table, verdicts
+from worlds import NO_THINKING, START, drawn, section, systems_table, trained, verdicts
 
 FIGURES = ("fig_objectives", "fig_training_dynamics", "fig_advantage_distributions")
 
 
 def main(record: Record) -> list[Page]:
     """One page; none where the record has no such world."""
-    worlds = list(record.worlds(CONTROL))
+    worlds = trained(record.worlds(CONTROL))
     if not worlds:
         return []
     blocks, figures = [], []

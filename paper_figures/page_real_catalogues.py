@@ -27,6 +27,7 @@ from worlds import (
     drawn,
     silence,
     systems_table,
+    trained,
     training,
 )
 
@@ -42,11 +43,7 @@ Worlds = list[tuple[World, pd.DataFrame]]
 
 def catalogues(record: Record) -> Worlds:
     """Every real data set that policies were trained on."""
-    return [
-        (world, rows)
-        for world, rows in record.worlds("")
-        if not made_up(world.dataset) and rows["method"].isin([START, *OBJECTIVES]).any()
-    ]
+    return trained((world, rows) for world, rows in record.worlds("") if not made_up(world.dataset))
 
 
 def quality(worlds: Worlds, by: str) -> str:
@@ -113,7 +110,7 @@ def main(record: Record) -> list[Page]:
         return []
     names = headings(worlds)
     table, said = pairs(worlds)
-    figures, pictures, silent, trained = [], [], [], []
+    figures, pictures, silent, rewards = [], [], [], []
     for name, (world, rows) in zip(names, worlds, strict=True):
         of_this = drawn(record, world, rows, FIGURES)
         figures += of_this
@@ -122,7 +119,7 @@ def main(record: Record) -> list[Page]:
         silent += [f"{name}: {quiet}"] if quiet else []
         curves = training(record.curves(world))
         curves.insert(0, "data", name)
-        trained.append(curves)
+        rewards.append(curves)
     places = "; ".join(world.name for world, _ in worlds)
     blocks = [
         f"{SHOWN} over the whole catalogue, all test rows ({places}). {OVER_SEEDS}",
@@ -141,7 +138,7 @@ def main(record: Record) -> list[Page]:
         "saw.",
         learnt(worlds),
         bullets(silent),
-        markdown_table(pd.concat(trained)),
+        markdown_table(pd.concat(rewards)),
     ]
     if systems := systems_table(worlds):
         blocks += [

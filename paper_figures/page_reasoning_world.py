@@ -18,7 +18,7 @@ from pages import (
     mean,
     picture,
 )
-from worlds import METRIC, NO_THINKING, SHOWN, START, drawn, section, verdicts
+from worlds import METRIC, NO_THINKING, SHOWN, START, drawn, section, trained, verdicts
 
 from sapo.analysis.verdicts import comparison, mean_half, signed
 
@@ -62,7 +62,7 @@ def sparsity_verdicts(worlds: list[tuple[World, pd.DataFrame]]) -> list[str]:
 
 def main(record: Record) -> list[Page]:
     """One page, which says so where nothing is recorded yet."""
-    worlds = list(record.worlds(REASONING))
+    worlds = trained(record.worlds(REASONING))
     title, question = (
         "The reasoning world: thinking pays",
         "Where an item can only be found by thinking, does step-aligned credit train better than trajectory credit?",

@@ -65,10 +65,9 @@ class World:
             given = ""
         elif self.dataset != CONTROL:
             given = f"--data data/{self.dataset} --split {self.split}"
-        name, _, iterations = self.preset.removesuffix("iterations").partition("-")
-        more = f"--iterations {iterations}" if iterations.isdigit() else ""
-        preset = name if more else self.preset
-        return " ".join(f"sapo run --preset {preset} {given} {more} --out my/results".split())
+        several = re.fullmatch(r"(.+)-(\d+)iterations", self.preset)
+        options = f"{several[1]} {given} --iterations {several[2]}" if several else f"{self.preset} {given}"
+        return " ".join(f"sapo run --preset {options} --out my/results".split())
 
 
 @dataclass(frozen=True)

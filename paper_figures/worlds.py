@@ -1,5 +1,7 @@
 """What a page says of the policies of one world: their results, what they gain, what training did to rewards."""
 
+from collections.abc import Iterable
+
 import pandas as pd
 from fig_advantage_distributions import matches
 from pages import (
@@ -37,7 +39,12 @@ PAIRS = (  # the questions of the paper, as far as a world has the runs
     (START, NO_THINKING),
 )
 CONTROLS = {"LC-Rec": NO_THINKING, "RecCoT": "RecCoT blind", "RecCoT blind": NO_THINKING}  # others: where they start
-OF_POLICIES = [*OBJECTIVES, START, NO_THINKING, "optimum", *sorted(WITHOUT_SEEDS - {"optimum"})]
+OF_SYSTEMS = {*SYSTEMS, *(system.start for system in SYSTEMS.values())} - {START, NO_THINKING}
+
+
+def trained(worlds: Iterable[tuple[World, pd.DataFrame]]) -> list[tuple[World, pd.DataFrame]]:
+    """Those of the worlds in which policies were trained, not other recommenders alone."""
+    return [(world, rows) for world, rows in worlds if rows["method"].isin([START, *OBJECTIVES]).any()]
 
 
 def results_table(rows: pd.DataFrame) -> str:
@@ -45,10 +52,10 @@ def results_table(rows: pd.DataFrame) -> str:
     values, first = by_seed(rows, METRIC), by_seed(rows, "recall@1")
     settings = rows[rows["metric"].isin(["updates", "learning_rate"])]
     settings = settings.pivot_table("value", "method", "metric", aggfunc="max")
-    methods = [name for name in OF_POLICIES if name in values]
+    methods = [name for name in values if name not in OF_SYSTEMS]
     lines = []
     for name in sorted(methods, key=lambda name: -values[name].mean()):
-        over_start = gain(values, name, START) if name in OBJECTIVES else None
+        over_start = gain(values, name, START) if name.split(" ")[0] in OBJECTIVES else None
         known = settings.loc[name] if name in settings.index else pd.Series(dtype=float)
         lines.append(
             {
