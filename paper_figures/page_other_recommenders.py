@@ -155,7 +155,8 @@ def main(record: Record) -> list[Page]:
         if len(elsewhere):
             shown = elsewhere[["system", "shown", "source"]]
             blocks += [
-                "Reported for these test rows, and not measured here under this name:",
+                "Reported for these test rows, of systems that are not in the table above; some are here in small, as "
+                "[policies](real-catalogues.md):",
                 markdown_table(shown.rename(columns={"shown": "HR@10 / NDCG@10"})),
             ]
     blocks += [
