@@ -10,7 +10,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce test test-verl bench lint notebooks clean
+.PHONY: help reproduce results test test-verl bench lint notebooks clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -18,6 +18,9 @@ help: ## this list
 reproduce: $(INSTALLED) ## train, evaluate, draw: everything into OUT= (DATA=folder, PRESET=quick|small)
 	$(BIN)/sapo run --preset $(PRESET) --out "$(OUT)" $(if $(DATA),--data "$(DATA)")
 	$(BIN)/sapo figures --out "$(OUT)"
+
+results: $(INSTALLED) ## docs/results and the generated blocks of README.md and docs, from paper_figures/data
+	MPLBACKEND=Agg $(BIN)/python paper_figures/make_pages.py
 
 # One thread a worker: more only fight over the cores. No test needs the network.
 test: $(INSTALLED) ## all tests, with the coverage of sapo/ (PYTEST_WORKERS=2)

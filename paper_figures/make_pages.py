@@ -1,0 +1,188 @@
+"""Results as Markdown: docs/results, and the generated blocks of README.md and docs, all from the committed record."""
+
+import argparse
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterable
+from importlib import import_module
+from pathlib import Path
+
+import pandas as pd
+import reference
+from artefacts import RECORD
+from pages import REASONING, Page, Record, World, by_seed, dataset_name, fill, gain, label, made_up, markdown_table
+from pages import mean as mean_of
+from PIL import Image
+from worlds import METRIC, NO_THINKING, SHOWN, START
+
+from sapo.analysis.verdicts import mean_half, sides
+from sapo.errors import InputError
+from sapo.files import write_atomically
+
+HERE = Path(__file__).resolve().parent
+TOP = HERE.parent
+RESULTS = TOP / "docs" / "results"
+ORDER = (
+    "reasoning-world",
+    "control-world",
+    "real-catalogues",
+    "other-recommenders",
+    "laboratory",
+    "ledger",
+    "speed",
+    "tokenizers",
+)
+METHODS = ("optimum", "sapo", "grpo", "grpo_step_reward", "sapo_outcome_reward", START, NO_THINKING, "cooccurrence")
+DIAGRAM = (
+    "docs/credit-units.png",
+    (
+        "One completion of K = 3 steps: GRPO spreads one advantage over all tokens, SAPO gives block k and code k the "
+        "advantage of step k"
+    ),
+)
+WIDTH, COLORS = 1400, 96  # of a picture: pixels, and entries of its palette
+
+
+def make_pages(record: Record) -> list[Page]:
+    """What every script page_*.py beside this one makes, in the order of the index.
+
+    Raises:
+        InputError: a script's input is missing or wrong; a page that the index does not know.
+    """
+    scripts = sorted(HERE.glob("page_*.py"))
+    pages = [page for script in scripts for page in import_module(script.stem).main(record)]
+    if unknown := {page.name for page in pages} - set(ORDER):
+        raise InputError(f"no place in the index for {', '.join(sorted(unknown))}; there are {', '.join(ORDER)}.")
+    return sorted(pages, key=lambda page: ORDER.index(page.name))
+
+
+def index(pages: Iterable[Page]) -> str:
+    """The page that lists the others."""
+    lines = [f"- [{page.title}]({page.name}.md). {page.question} {page.answer}" for page in pages]
+    intro = (
+        "One page a question, made from the committed record (`paper_figures/data`) by `make results`: tables, figures "
+        "and the sentences that say who is ahead. None of it is typed. Each page ends with the command that measures "
+        "its numbers again."
+    )
+    return "\n\n".join(["# Results", intro, "\n".join(lines)]) + "\n"
+
+
+def headline(record: Record) -> list[tuple[World, pd.DataFrame]]:
+    """The worlds of the front page: of every data set the first preset that trained SAPO, worlds of ours first."""
+    chosen: dict[str, tuple[World, pd.DataFrame]] = {}
+    for world, rows in record.worlds(""):
+        kind = REASONING if world.dataset.startswith(REASONING) else world.dataset
+        if "sapo" in set(rows["method"]):
+            chosen.setdefault(kind, (world, rows))
+    order = lambda world: (not world.dataset.startswith(REASONING), not made_up(world.dataset), world.dataset)  # noqa: E731
+    return sorted(chosen.values(), key=lambda pair: order(pair[0]))
+
+
+def results_table(record: Record) -> str:
+    """At most eight methods, a column a data set."""
+    tables = {dataset_name(world.dataset): by_seed(rows, METRIC) for world, rows in headline(record)}
+    lines = []
+    for name in METHODS:
+        cells = {heading: mean_half(mean_of(values, name)) for heading, values in tables.items() if name in values}
+        if cells:
+            lines.append({f"{SHOWN}, by item": label(name)} | {heading: cells.get(heading, "") for heading in tables})
+    return markdown_table(pd.DataFrame(lines))
+
+
+def finding(record: Record) -> str:
+    """What was found, in two sentences: SAPO against GRPO, and thinking against not thinking."""
+    asked = {("sapo", "grpo"): ("SAPO", "GRPO"), (START, NO_THINKING): ("thinking first", "not thinking")}
+    sentences = []
+    for pair, names in asked.items():
+        gains = {}
+        for world, rows in headline(record):
+            if (found := gain(by_seed(rows, METRIC), *pair)) is not None:
+                where = dataset_name(world.dataset)
+                gains[f"the {where}" if made_up(world.dataset) else where] = found[0]
+        if gains:
+            said = sides(gains, *names)
+            sentences.append(f"{said[0].upper()}{said[1:]}.")
+    note = f"(By {SHOWN} with 95 % intervals over seeds; [results](docs/results/README.md) has the numbers.)"
+    return " ".join([*sentences, note]) if sentences else "Nothing is recorded yet."
+
+
+def figure(pages: Iterable[Page]) -> str:
+    """The main figure, gain against sparsity; the diagram of credit where it is not made yet."""
+    names = [name for page in pages for name in page.figures if "sparsity" in name]
+    path, caption = (f"docs/results/figures/{names[0]}.png", "Gain against sparsity") if names else DIAGRAM
+    return f"![{caption}]({path})"
+
+
+def documents(record: Record) -> dict[Path, str]:
+    """Every file that is generated, or holds generated blocks, as it should be."""
+    pages = make_pages(record)
+    made = {RESULTS / f"{page.name}.md": page.text for page in pages} | {RESULTS / "README.md": index(pages)}
+    blocks = {
+        "README.md": {"figure": figure(pages), "finding": finding(record), "results": results_table(record)},
+        "docs/objectives.md": {"objectives": reference.objectives()},
+        "docs/systems.md": {"recommenders": reference.recommenders(), "systems": reference.systems()},
+    }
+    for name, contents in blocks.items():
+        text = (TOP / name).read_text("utf-8")
+        for block, content in contents.items():
+            text = fill(text, block, content)
+        made[TOP / name] = text
+    return made
+
+
+def draw(names: Iterable[str]) -> dict[str, bytes]:
+    """Pictures of the record by the name of their artefact, small enough to be committed.
+
+    Raises:
+        InputError: a name that no script makes.
+    """
+    wanted, pictures = set(names), {}
+    scripts = {name.split("-")[0] for name in wanted}
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder)
+        for script in sorted(scripts):
+            import_module(script).main(out)
+        for name in sorted(wanted):
+            path = out / "figures" / f"{name}.png"
+            if not path.is_file():
+                raise InputError(f"paper_figures/{name.split('-')[0]}.py makes no {name}.png of {RECORD}.")
+            pictures[name] = _small(path)
+    return pictures
+
+
+def _small(path: Path) -> bytes:
+    """A PNG of a limited width and palette."""
+    with Image.open(path) as image:
+        height = round(image.height * WIDTH / image.width)
+        small = image.convert("RGB").resize((WIDTH, height), Image.Resampling.LANCZOS)
+        small.quantize(COLORS).save(path, optimize=True)
+    return path.read_bytes()
+
+
+def main(figures: bool = True) -> None:
+    """Write everything, and remove what earlier records left under docs/results."""
+    record = Record(RECORD)
+    made = documents(record)
+    for path, text in made.items():
+        with write_atomically(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+        print(path.relative_to(TOP))
+    for path in set(RESULTS.glob("*.md")) - set(made):
+        path.unlink()
+    if figures:
+        pictures = draw(name for page in make_pages(record) for name in page.figures)
+        shutil.rmtree(RESULTS / "figures", ignore_errors=True)
+        for name, content in pictures.items():
+            with write_atomically(RESULTS / "figures" / f"{name}.png") as temporary:
+                temporary.write_bytes(content)
+            print((RESULTS / "figures" / f"{name}.png").relative_to(TOP))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--no-figures", action="store_true", help="write the texts alone")
+    try:
+        main(figures=not parser.parse_args().no_figures)
+    except InputError as error:
+        sys.exit(f"error: {error}")
