@@ -6,7 +6,6 @@ rollouts of stage-2 policies (over seeds).
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise, product
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sapo.analysis.findings import Finding, against_one, as_share, beside_half, finding, seen
 from sapo.analysis.laboratory import FEW, TARGET, sparse_world
 from sapo.analysis.statistics import Interval, seed_interval
 from sapo.credit.exact import (
@@ -30,10 +30,12 @@ from sapo.credit.exact import (
 )
 from sapo.credit.objectives import OBJECTIVES, Objective, policy_loss
 from sapo.credit.rewards import step_match
+from sapo.credit.varying_steps import OneOrTwoSteps, relative_bias
 from sapo.data.catalog import Catalog
 from sapo.data.interactions import Interactions
 from sapo.data.synthetic import SyntheticCatalogue
 from sapo.errors import InputError
+from sapo.training_claims import TRAINING_CLAIMS
 
 PAPER, REVIEW, OURS = "SAPO (2605.17648)", "a review of the paper", "our question"
 RIVALS = (("grpo_graded", "graded GRPO"), ("grpo_step_reward", "GRPO with the same step rewards, summed"))
@@ -54,19 +56,6 @@ class Cell(NamedTuple):
     catalogue: tuple[tuple[int, ...], ...] | None = None
     targets: tuple[tuple[int, ...], ...] = TARGET
     target_probs: tuple[float, ...] | None = None
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One row of the ledger; `low` and `high` bound a 95 % t interval over worlds or seeds, or equal the value."""
-
-    claim: str
-    said_by: str
-    experiment: str
-    value: float
-    low: float
-    high: float
-    verdict: str
 
 
 def ledger(record: Path, only: int | None = None, data: Sequence[Path] = ()) -> pd.DataFrame:
@@ -133,13 +122,13 @@ def outcome_reward(record: Path) -> Iterator[Finding]:
         of_sapo = rows[(rows["method"] == "sapo_outcome_reward") & (rows["metric"] == "weight_moved")]
         if of_sapo.empty:
             continue
-        measured = _share(seed_interval(of_sapo.groupby("seed")["value"].mean().to_numpy()))
-        yield _finding(
+        measured = as_share(seed_interval(of_sapo.groupby("seed")["value"].mean().to_numpy()))
+        yield finding(
             "What then remains of SAPO is the weight of a step's length",
             REVIEW,
             f"{name}, training completions of SAPO with an outcome reward: the same share",
             measured,
-            _seen(measured, f"{measured.value:.1%} of the weight"),
+            seen(measured, f"{measured.value:.1%} of the weight"),
         )
 
 
@@ -158,13 +147,13 @@ def signs(record: Path) -> Iterator[Finding]:
         what = f"exact, coupling 0.5, exact match {exact_match:g}, groups of {size}"
         experiments[what] = [mixed_share(world, size) for world in worlds]
     for experiment, shares in experiments.items():
-        share = _share(seed_interval(shares))
-        yield _finding(
+        share = as_share(seed_interval(shares))
+        yield finding(
             "Step credit gives the steps of one completion different signs",
             OURS,
             f"{experiment}: share of completions",
             share,
-            _seen(share, f"for {share.value:.1%} of completions"),
+            seen(share, f"for {share.value:.1%} of completions"),
         )
 
 
@@ -177,13 +166,13 @@ def starvation(record: Path) -> Iterator[Finding]:
             for key, shares in silent.items():
                 credit = _advantages(key, predicted, size).reshape(-1, size, 1 if key != "sapo" else predicted.shape[1])
                 shares.append(float((credit == 0).flatten(1).all(1).float().mean()))
-        starved = _share(seed_interval(silent["grpo"]))
-        yield _finding(
+        starved = as_share(seed_interval(silent["grpo"]))
+        yield finding(
             "Exact match leaves most groups without signal",
             PAPER,
             f"{name}, stage-2 rollouts, groups of {size}: share of groups whose completions all fare alike",
             starved,
-            _half(starved, "holds", "fails"),
+            beside_half(starved, "holds", "fails"),
         )
         for key, what in (("grpo_graded", "a graded reward alone"), ("grpo_step_reward", "summed step rewards alone")):
             repaired = [
@@ -193,13 +182,13 @@ def starvation(record: Path) -> Iterator[Finding]:
             ]
             if not repaired:
                 continue
-            share = _share(seed_interval(repaired))
-            yield _finding(
+            share = as_share(seed_interval(repaired))
+            yield finding(
                 "It takes step credit to repair this",
                 OURS,
                 f"{name}: what {what}, under trajectory credit, repairs of what SAPO does",
                 share,
-                _half(share, "fails: the reward alone repairs more than half", "holds"),
+                beside_half(share, "fails: the reward alone repairs more than half", "holds"),
             )
     for size in (2, 4, 8, 16):
         worlds = [SidWorld((size,) * 3, 2, ((0, 1, 1),), coupling=0.5, skill=1.5, seed=seed) for seed in WORLDS]
@@ -207,14 +196,14 @@ def starvation(record: Path) -> Iterator[Finding]:
             ("the exact match", PAPER, [silent_share("grpo", world, 16) for world in worlds]),
             ("a single step, the mean of the three,", OURS, [_silent_steps(world, 16) for world in worlds]),
         ):
-            share = _share(seed_interval(shares))
-            yield _finding(
+            share = as_share(seed_interval(shares))
+            yield finding(
                 "Exact match leaves most groups without signal" if said_by == PAPER else "So does a single step",
                 said_by,
                 f"exact, {size**3:,} items, 1.5 added to the logit of each right code, groups of 16: share of groups "
                 f"in which {what} is all alike",
                 share,
-                _half(share, "holds", "fails"),
+                beside_half(share, "holds", "fails"),
             )
 
 
@@ -243,7 +232,7 @@ def same_maximiser(record: Path) -> Iterator[Finding]:
     given_history = torch.tensor(world.next_item_probabilities(histories)).double()
     for goal in ("match", "gated"):
         given_away = seed_interval(_lost(catalogue, catalogue, given_history, goal).numpy())
-        yield _finding(
+        yield finding(
             f"The policy that maximises {'gated ' if goal == 'gated' else ''}step matches maximises exact match",
             f"{PAPER}, proposition",
             "synthetic catalogue, targets as random as 200 histories leave them: exact match given away",
@@ -271,8 +260,8 @@ def same_maximiser_on(folder: Path) -> Iterator[Finding]:
         for goal, lost in given_away.items():
             lost.append(float(_lost(sids, sids[seen], probs[None, seen], goal)))
     for goal, lost in given_away.items():
-        share = _share(seed_interval(lost))
-        yield _finding(
+        share = as_share(seed_interval(lost))
+        yield finding(
             f"The policy that maximises {'gated ' if goal == 'gated' else ''}step matches maximises exact match",
             f"{PAPER}, proposition",
             f"{folder.resolve().name}, next items after each of the {len(contexts)} items that were followed at least "
@@ -290,22 +279,22 @@ def sparsity(record: Path) -> Iterator[Finding]:
         for exact_match in (0.2, 1e-2, 1e-4):
             gains[exact_match] = _log_ratios("sapo", "grpo", Cell(exact_match, coupling), groups)
             gain = _exp(seed_interval(gains[exact_match]))
-            yield _finding(
+            yield finding(
                 "A noisy step of SAPO is worth more than one of GRPO",
                 OURS,
                 f"exact, G = 16, coupling {coupling:g}, exact match {exact_match:g}, {_groups(groups)}: efficiency of "
                 "SAPO over that of GRPO",
                 gain,
-                _against_one(gain),
+                against_one(gain),
             )
         more = [sparse - dense for sparse, dense in zip(gains[1e-4], gains[0.2], strict=True)]
-        yield _finding(
+        yield finding(
             "Step credit gains most where exact match is rare",
             PAPER,
             f"exact, G = 16, coupling {coupling:g}, {_groups(groups)}: SAPO's gain over GRPO at exact match 0.0001 "
             "over its gain at 0.2",
             _exp(seed_interval(more)),
-            _against_one(_exp(seed_interval(more))),
+            against_one(_exp(seed_interval(more))),
         )
     few, several = Cell(0.0, 0.5, catalogue=FEW), Cell(0.0, 0.5, targets=MOST_LIKELY[0], target_probs=MOST_LIKELY[1])
     for (what, cell), exact_match, groups in product(
@@ -313,35 +302,35 @@ def sparsity(record: Path) -> Iterator[Finding]:
     ):
         cell = cell._replace(exact_match=exact_match)
         gain = _exp(seed_interval(_log_ratios("sapo", "grpo", cell, groups)))
-        yield _finding(
+        yield finding(
             "A noisy step of SAPO is worth more than one of GRPO",
             OURS,
             f"exact, G = 16, coupling 0.5, {what}, exact match {exact_match:g}, {_groups(groups)}: efficiency of SAPO "
             "over that of GRPO",
             gain,
-            _against_one(gain),
+            against_one(gain),
         )
     for coupling, (key, name) in product((0.0, 1.0), RIVALS):
         gain = _exp(seed_interval(_log_ratios("sapo", key, Cell(1e-4, coupling))))
-        yield _finding(
+        yield finding(
             "The advantage helps, not the reward alone",
             OURS,
             f"exact, G = 16, coupling {coupling:g}, exact match 0.0001, one group: efficiency of SAPO over that of "
             f"{name}",
             gain,
-            _against_one(gain),
+            against_one(gain),
         )
     for (other, name), exact_match, groups in product(
         (("sapo", "SAPO"), ("grpo", "GRPO")), (0.2, 1e-2, 1e-4), (1, 256)
     ):
         gain = _exp(seed_interval(_log_ratios("sapo_fallback", other, Cell(exact_match, 0.5), groups, OTHER_WORLDS)))
-        yield _finding(
+        yield finding(
             f"Step credit where the outcome is silent, the outcome elsewhere, beats {name}",
             OURS,
             f"exact, G = 16, coupling 0.5, exact match {exact_match:g}, {_groups(groups)}: efficiency of sapo_fallback "
             f"over that of {name}",
             gain,
-            _against_one(gain),
+            against_one(gain),
         )
 
 
@@ -356,23 +345,23 @@ def chance_matches(record: Path) -> Iterator[Finding]:
                 shares.append(float((match - gated).sum() / match[:, 1:].sum()))
         if not shares:
             continue
-        share = _share(seed_interval(shares))
-        yield _finding(
+        share = as_share(seed_interval(shares))
+        yield finding(
             "Ungated matches pay for chance hits",
             OURS,
             f"{name}, stage-2 rollouts: share of the matches beyond level 1 that stand under a wrong prefix",
             share,
-            _seen(share, f"{share.value:.0%} of them"),
+            seen(share, f"{share.value:.0%} of them"),
         )
     for (what, items), exact_match in product((("any SID", None), ("26 items of 64", FEW)), (0.2, 1e-3)):
         gain = _exp(seed_interval(_log_ratios("sapo_gated", "sapo", Cell(exact_match, 0.5, catalogue=items))))
-        yield _finding(
+        yield finding(
             "Gating would be better",
             OURS,
             f"exact, G = 16, coupling 0.5, exact match {exact_match:g}, {what}, one group: efficiency of gated SAPO "
             "over SAPO's",
             gain,
-            _against_one(gain),
+            against_one(gain),
         )
 
 
@@ -411,49 +400,42 @@ def layout(record: Path) -> Iterator[Finding]:
             _log_ratios(key, "grpo", Cell(1e-2, coupling, name)) for name in ("interleaved", "blocks_first")
         )
         gain = _exp(seed_interval([a - b for a, b in zip(together, apart, strict=True)]))
-        yield _finding(
+        yield finding(
             "Step credit gains more over GRPO with block k right before code k",
             OURS,
             f"exact, G = 16, coupling {coupling:g}, exact match 0.01, {key}: gain over GRPO interleaved, over that "
             "with blocks first",
             gain,
-            _against_one(gain),
+            against_one(gain),
+        )
+
+
+def fixed_steps(record: Path) -> Iterator[Finding]:
+    """Normalising each step over the group is unbiased where K is fixed, and not where the policy decides it."""
+    for goes_on, absent in product((0.2, 0.5, 0.8), ("left_out", "zero")):
+        policy = OneOrTwoSteps(0.5, goes_on, 0.3)
+        bias = relative_bias(policy, 8, absent)
+        what = "completions without a step 2 are left out of its mean" if absent == "left_out" else "they are paid 0"
+        yield Finding(
+            "Normalising at a fixed step is unbiased because K is fixed",
+            "verl issue 7244",
+            f"exact, G = 8, the policy goes on to step 2 with probability {goes_on:g}, {what}: size of the bias over "
+            "that of the gradient",
+            *(bias, bias, bias),
+            "holds: no bias with K fixed" if bias < 1e-9 else f"biased by {bias:.0%} where the policy decides K",
         )
 
 
 CLAIMS: dict[int, Callable[[Path], Iterator[Finding]]] = dict(
     enumerate(
-        (outcome_reward, signs, starvation, same_maximiser, sparsity, chance_matches, division_by_std, layout), start=1
+        (
+            *(outcome_reward, signs, starvation, same_maximiser, sparsity, chance_matches, division_by_std, layout),
+            *TRAINING_CLAIMS,
+            fixed_steps,
+        ),
+        start=1,
     )
 )
-
-
-def _finding(claim: str, said_by: str, experiment: str, interval: Interval, verdict: str) -> Finding:
-    return Finding(claim, said_by, experiment, interval.value, interval.low, interval.high, verdict)
-
-
-def _share(interval: Interval) -> Interval:
-    """The bounds of a t interval, which does not know that a share ends at 0 and 1."""
-    return Interval(interval.value, max(interval.low, 0.0), min(interval.high, 1.0))
-
-
-def _half(share: Interval, more: str, less: str) -> str:
-    """Whether an interval lies above or below one half."""
-    return more if share.low > 0.5 else less if share.high < 0.5 else "undecided"
-
-
-def _seen(share: Interval, what: str) -> str:
-    """Whether a share is above 0 beyond doubt."""
-    return f"holds, {what}" if share.low > 0 else f"seen, {what}, share uncertain" if share.value > 0 else "not seen"
-
-
-def _against_one(ratio: Interval) -> str:
-    if ratio.low > 0.99 and ratio.high < 1.01:
-        return "equal within 1 %"
-    times = f"{ratio.value:.3g} times"
-    if ratio.low > 1:
-        return f"holds, {times}"
-    return f"fails, {times}" if ratio.high < 1 else "undecided"
 
 
 def _advantages(key: str, predicted: Int[Tensor, "B K"], size: int) -> Tensor:
@@ -507,7 +489,7 @@ def _step_weight(point: Objective, probability: float) -> float:
 
 def _pull(claim: str, said_by: str, experiment: str, ratio: float) -> Finding:
     alike = "holds" if "alike" in claim else "fails: weighs all alike"
-    other = f"fails, {ratio:.3g} times" if "alike" in claim else _against_one(Interval(ratio, ratio, ratio))
+    other = f"fails, {ratio:.3g} times" if "alike" in claim else against_one(Interval(ratio, ratio, ratio))
     return Finding(claim, said_by, experiment, ratio, ratio, ratio, alike if abs(ratio - 1) < 0.01 else other)
 
 
