@@ -99,8 +99,8 @@ def sparsest(record: Path) -> Iterator[Finding]:
         difference = _over_seeds((gains[rare] - gains[common]).dropna())
         if difference.seeds >= FEWEST_SEEDS:
             what = (
-                f"{dataset}: SAPO - GRPO in {SHOWN} where {rarity[rare]:.2%} of the start's completions are right, less "
-                f"the same where {rarity[common]:.2%} are"
+                f"{dataset}: SAPO - GRPO in {SHOWN} where {rarity[rare]:.2%} of the start's completions are right, "
+                f"less the same where {rarity[common]:.2%} are"
             )
             asked.append(Asked("Step credit gains most where exact matches are rarest", PAPER, what, difference))
     yield from _judged(asked, more="holds", less="fails: it gains least there")
