@@ -1,4 +1,4 @@
-"""Training dynamics of SAPO and GRPO: reward, lengths, KL to the reference, match rate per level.
+"""Training dynamics of SAPO and GRPO: reward, lengths, KL to the reference, gradient, validation, match rate per level.
 
 Where DAPO was trained too, a second figure draws the three against updates and against completions generated: dynamic
 sampling buys a batch full of signal with completions that are thrown away.
@@ -19,10 +19,13 @@ from sapo.errors import InputError
 METHODS = ["sapo", "grpo"]
 RESAMPLING = "dapo"
 NAME = "fig_training_dynamics"
+GRADIENT = "log10 grad_norm"
 
 
 def draw(rows: pd.DataFrame, window: int) -> Figure:
-    """Three rows of panels: the run as a whole, then match rate and length of every step."""
+    """Four rows of panels: the run as a whole, how it trains, then match rate and length of every step."""
+    norms = rows[(rows["metric"] == "grad_norm") & (rows["value"] > 0)]
+    rows = pd.concat([rows, norms.assign(metric=GRADIENT, value=np.log10(norms["value"]))])
     levels = rows["metric"].str.extract(r"^rewards/sid_level_(\d+)/mean$")[0].dropna().astype(int).max()
     if pd.isna(levels):
         raise InputError("no rows of metric 'rewards/sid_level_1/mean'.")
@@ -32,15 +35,25 @@ def draw(rows: pd.DataFrame, window: int) -> Figure:
             ("response_length", "tokens of a response"),
             ("kl", "KL to the reference"),
         ],
+        [
+            (GRADIENT, "log10 of the gradient norm"),
+            ("frac_zero_credit", "groups without any credit"),
+            ("valid/ndcg@10", "validation NDCG@10"),
+        ],
         [(f"rewards/sid_level_{k}/mean", f"match rate, level {k}") for k in range(1, levels + 1)],
         [(f"step/{k}/length", f"tokens of step {k}") for k in range(1, levels + 1)],
     ]
     mosaic: list[Any] = [[metric for metric, _ in row for _ in range(3 * levels // len(row))] for row in panels]
-    figure, axes = plt.subplot_mosaic(mosaic, figsize=(FULL_WIDTH, 5.0))
+    figure, axes = plt.subplot_mosaic(mosaic, figsize=(FULL_WIDTH, 6.4))
     for row in panels:
         for metric, title in row:
-            share = metric.startswith("rewards/")
-            ax = plot_curve(rows, metric, axes[metric], window, bounds=(0, 1 if share else np.inf))
+            if not (rows["metric"] == metric).any():  # runs that look at no validation rows, say
+                axes[metric].set_axis_off()
+                continue
+            share = metric.startswith(("rewards/", "frac_"))
+            smooth = 1 if metric.startswith("valid/") else window  # a look is of many rows already
+            low = -np.inf if metric == GRADIENT else 0
+            ax = plot_curve(rows, metric, axes[metric], smooth, bounds=(low, 1 if share else np.inf))
             ax.set_title(title)
             if "length" in metric:  # from 0: a tenth of a token is no event
                 ax.set_ylim(0, 1.25 * rows.loc[rows["metric"] == metric, "value"].max())
