@@ -81,6 +81,17 @@ def find_recorded(out: Path, given: Path | None, name: str) -> Path:
     raise InputError(f"no {name} in {out} or {RECORD}.")
 
 
+def find_looks(out: Path, given: Path | None) -> Path | None:
+    """What validation looks saw, where `find_input` finds it; None where OUT's runs looked at none.
+
+    Raises:
+        InputError: nothing of the kind, and no runs under OUT either.
+    """
+    if given is None and (out / "results.csv").is_file() and not (out / "looks.csv.gz").is_file():
+        return None
+    return find_input(out, given, "looks.csv.gz")
+
+
 def find_exact(out: Path, given: Path | None) -> tuple[Path, pd.DataFrame]:
     """The laboratory's table, which `sapo lab` writes, and where it was found.
 

@@ -4,7 +4,7 @@ from itertools import chain
 from pathlib import Path
 
 import pandas as pd
-from artefacts import ONE_WORLD, Artefact, command_line, find_input, read_worlds, save_figure
+from artefacts import ONE_WORLD, Artefact, command_line, find_looks, read_worlds, save_figure
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
@@ -53,7 +53,9 @@ def draw(rows: pd.DataFrame, optimum: float | None) -> Figure:
 
 def main(out: Path, results: Path | None = None) -> list[Artefact]:
     """One figure a data set, from looks.csv.gz and results.csv of the same folder."""
-    path = find_input(out, results, "looks.csv.gz")
+    path = find_looks(out, results)
+    if path is None:
+        return []
     table = read_results(path.parent / "results.csv")
     texts, numbers = ("method", "metric"), ("seed", "learning_rate", "step", "value")
     artefacts = []

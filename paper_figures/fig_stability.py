@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pandas as pd
-from artefacts import Artefact, command_line, find_input, read_worlds, save_figure, save_table
+from artefacts import Artefact, command_line, find_looks, read_worlds, save_figure, save_table
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
@@ -75,7 +75,9 @@ def draw(table: pd.DataFrame) -> Figure:
 
 def main(out: Path, results: Path | None = None) -> list[Artefact]:
     """A figure and a table a data set and preset whose grid has several rates, from looks.csv.gz."""
-    path = find_input(out, results, "looks.csv.gz")
+    path = find_looks(out, results)
+    if path is None:
+        return []
     texts, numbers = ("method", "metric"), ("seed", "learning_rate", "step", "value")
     artefacts = []
     for suffix, world, looks in read_worlds(path, texts, numbers):

@@ -61,6 +61,8 @@ def fake_results() -> pd.DataFrame:
                 if method != "popularity":
                     rows.append((method, "measured", seed, f"item/{metric}", 0.9 * rows[-1][-1]))
             rows.append((method, "measured", seed, "updates", 0 if method == "popularity" else 80))
+    rows += [("stage2", "measured", seed, "rollouts/exact", 0.01 * (seed + 1)) for seed in range(3)]
+    rows += [(method, "measured", seed, "learning_rate", 1e-3) for method in ("sapo", "grpo") for seed in range(3)]
     rows.append(("optimum", "exact", 0, "recall@10", 0.41))
     table = pd.DataFrame(rows, columns=["method", "source", "seed", "metric", "value"])
     return table.assign(**WORLD, n=2000, run="r")
@@ -87,12 +89,25 @@ def fake_rollouts(levels: int = 3, prompts: int = 32, group_size: int = 16) -> p
     return table.assign(match=(rng.random(len(table)) < 0.5 / table["level"]).astype(int), **WORLD)
 
 
+def fake_looks() -> pd.DataFrame:
+    """Two seeds at two rates, a third at the chosen one; GRPO falls at the higher rate."""
+    rows = [
+        (method, seed, rate, 20 * place, metric, value)
+        for method, seed, rate in itertools.product(("sapo", "grpo"), range(3), (1e-4, 1e-3))
+        if seed < 2 or rate == 1e-3
+        for place, gain in enumerate((0.0, 0.02, -0.05 if method == "grpo" and rate == 1e-3 else 0.03))
+        for metric, value in (("valid/ndcg@10", 0.1 + 0.01 * seed + gain), ("kl", 0.01 * place), ("rollouts", 512.0))
+    ]
+    return pd.DataFrame(rows, columns=["method", "seed", "learning_rate", "step", "metric", "value"]).assign(**WORLD)
+
+
 @pytest.fixture
 def out(tmp_path) -> Path:
     """A folder as `sapo run` leaves it."""
     write_results(fake_results(), tmp_path / "results.csv")
     fake_dynamics().to_csv(tmp_path / "dynamics.csv.gz", index=False)
     fake_rollouts().to_csv(tmp_path / "rollouts.csv.gz", index=False)
+    fake_looks().to_csv(tmp_path / "looks.csv.gz", index=False)
     for seed in range(2):
         folder = tmp_path / "runs" / "office" / f"seed{seed}" / "sapo-lr0.001"
         folder.mkdir(parents=True)
@@ -106,7 +121,8 @@ def test_make_all_writes_every_artefact_and_an_index(out):
     make_all = import_module("make_all")
     made = make_all.main(out)
     scripts = {path.stem for path in SCRIPTS.glob("[ft][ia][gb]*_*.py")}
-    assert {artefact.name for artefact in made} == scripts - {"table_systems"}  # no other recommender was fitted
+    others = {"table_stability"}  # which comes with its figure; no other recommender was fitted
+    assert {artefact.name for artefact in made} == (scripts | others) - {"table_systems"}
     page = (out / "index.html").read_text(encoding="utf-8")
     for artefact in made:
         suffixes = {".csv", ".tex"} if artefact.name.startswith("table") else {".pdf", ".png"}
@@ -114,7 +130,8 @@ def test_make_all_writes_every_artefact_and_an_index(out):
         for path in artefact.files:
             assert path.stat().st_size > 100
             assert f'href="{path.relative_to(out).as_posix()}"' in page
-        assert f"python paper_figures/{artefact.name}.py --out {out}" in page
+        script = "fig_stability" if artefact.name in others else artefact.name
+        assert f"python paper_figures/{script}.py --out {out}" in page
     assert "2 runs, 3.0 minutes" in page
     assert "2026-01-01T00:00:00+00:00" in page
     assert "&lt;CPU&gt;" in page
@@ -124,11 +141,49 @@ def test_make_all_writes_every_artefact_and_an_index(out):
         "dynamics.csv.gz",
         "figures",
         "index.html",
+        "looks.csv.gz",
         "results.csv",
         "rollouts.csv.gz",
         "runs",
         "tables",
     ]
+
+
+def test_curves_are_those_of_chosen_rates_less_each_seeds_start():
+    script = import_module("fig_components")
+    rows = script.at_chosen_rates(fake_looks(), fake_results())
+    assert set(rows["learning_rate"]) == {1e-3}
+    assert rows.groupby("method")["seed"].nunique().tolist() == [3, 3]
+    gains = script.over_start(rows[rows["metric"] == "valid/ndcg@10"])
+    by_step = gains.pivot_table("value", ["method", "step"], "seed")
+    assert by_step.loc["sapo"].to_numpy() == pytest.approx(np.array([[0.0] * 3, [0.02] * 3, [0.03] * 3]))
+    assert by_step.loc[("grpo", 40)].tolist() == pytest.approx([-0.05] * 3)
+
+
+def test_gains_stand_at_what_sampled_completions_of_their_own_start_can_do():
+    table = import_module("fig_sparsity").gains_by_start(fake_results())
+    wide = fake_results().pivot_table("value", ["metric", "seed"], "method")
+    assert sorted(table["method"].unique()) == ["grpo", "sapo"]
+    for row in table.itertuples():
+        assert row.exact_match == pytest.approx(0.01 * (row.seed + 1))
+        ndcg = wide.loc[("ndcg@10", row.seed)]
+        assert row.gain == pytest.approx(ndcg[row.method] - ndcg["stage2"])
+
+
+def test_measures_of_stability_are_of_seeds_that_tried_every_rate():
+    table = import_module("fig_stability").measures(fake_looks()).set_index("method")
+    sapo, grpo = (table.loc[name] for name in ("SAPO (step-aligned)", "GRPO"))
+    assert (sapo["cells"], sapo["ends below start"]) == (4, 0)
+    assert (grpo["cells"], grpo["ends below start"]) == (4, 0.5)
+    assert (sapo["decades that improve"], grpo["decades that improve"]) == (1, 0)
+    assert (sapo["best rate"], grpo["best rate"]) == (1e-4, 1e-4)  # SAPO's two are alike: the smaller one
+    assert sapo["rollouts to .02, median"] == 20 * 512
+
+
+def test_runs_that_looked_at_no_validation_rows_have_no_such_figures(out):
+    (out / "looks.csv.gz").unlink()
+    for script in ("fig_components", "fig_stability"):
+        assert import_module(script).main(out) == []
 
 
 @pytest.mark.parametrize("script", ["fig_credit_units", "fig_advantage_distributions", "table_main_results"])
@@ -281,7 +336,7 @@ def test_dynamics_has_a_panel_a_level(levels):
     with figure_style():
         figure = import_module("fig_training_dynamics").draw(fake_dynamics(levels), 1)
     titles = [ax.get_title() for ax in figure.axes]
-    assert len(titles) == 3 + 2 * levels
+    assert len(titles) == 6 + 2 * levels  # the run as a whole, how it trains, and two rows of steps
     assert titles[3] == "match rate, level 1"
     assert all(len(ax.get_lines()) == 2 for ax in figure.axes)
     figure.canvas.draw()
