@@ -75,6 +75,13 @@ def test_alignment_adds_titles_of_what_comes_next_and_histories_of_titles():
         assert abs(sum(one in group for one in found) / 1500 - share) < 4 * (share * (1 - share) / 1500) ** 0.5
 
 
+def test_a_batch_of_examples_is_its_examples():
+    """Texts of different lengths, which the tokenizer reads together: none gets another's tokens, or padding."""
+    rows = Examples(make_policy(), SPLIT, "alignment", length=40, seed=0, title_share=0.25)
+    indices = [7, 3, *range(39, 10, -1), 3]
+    assert rows.__getitems__(indices) == [rows[index] for index in indices]
+
+
 def test_stage_2_thinks_about_the_target():
     policy = make_policy()
     rows = Examples(policy, SPLIT, "thinking", length=100, seed=0, traces=TREE)

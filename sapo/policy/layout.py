@@ -11,6 +11,7 @@ token k alone. A token may stand after each block, as a line break does in the p
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -151,12 +152,17 @@ class ReasoningLayout:
 
     def _levels_and_codes(self, token_ids: Int[Tensor, "B T"]) -> tuple[Int[Tensor, "B T"], Int[Tensor, "B T"]]:
         """Level and code of each token, -1 for tokens that name no code."""
-        size = int(self.sid_ids.max()) + 2  # one row more than the largest id: where all later ids look
-        table = torch.full((2, size), -1)
-        for level, ids in enumerate(self.sid_token_ids):
-            table[0, ids.cpu()] = level
-            table[1, ids.cpu()] = torch.arange(len(ids))
-        table = table.to(token_ids.device)
+        table = self._table.to(token_ids.device)
+        size = table.shape[1]
         rows = token_ids.clamp(0, size - 1)
         rows = rows.masked_fill(token_ids < 0, size - 1)
         return table[0][rows], table[1][rows]
+
+    @cached_property
+    def _table(self) -> Int[Tensor, "2 S"]:
+        """Level and code by token id, with one column more than the largest id of a code: where all later ids look."""
+        table = torch.full((2, int(self.sid_ids.max()) + 2), -1)
+        for level, ids in enumerate(self.sid_token_ids):
+            table[0, ids.cpu()] = level
+            table[1, ids.cpu()] = torch.arange(len(ids))
+        return table

@@ -80,6 +80,14 @@ class Examples(torch.utils.data.Dataset):
         return self.length
 
     def __getitem__(self, index: int) -> dict[str, list[int]]:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, list[int]]]:
+        """A batch at once, as torch's loader asks for it: the tokenizer takes long over a call, not over its texts."""
+        return _encoded(self.policy, [self._texts(index) for index in indices])
+
+    def _texts(self, index: int) -> tuple[str, str]:
+        """Prompt and answer."""
         rng = np.random.default_rng((self.seed, self.first + index))
         catalog = self.policy.catalog
         share = rng.random()
@@ -87,33 +95,30 @@ class Examples(torch.utils.data.Dataset):
             item = int(rng.integers(catalog.num_items))
             sid, words = sid_text(catalog, item), self._words(item)
             if words and rng.random() < 0.5:
-                return self._encode(" ".join([BOS, ITEM_OF, *words]), f"{sid} {EOS}")
-            return self._encode(f"{BOS} {sid} {TITLE_OF}", " ".join([*words, EOS]))
+                return " ".join([BOS, ITEM_OF, *words]), f"{sid} {EOS}"
+            return f"{BOS} {sid} {TITLE_OF}", " ".join([*words, EOS])
         if self.task == "alignment" and share < self.title_share + ALIGNED:
             row = int(rng.integers(len(self.rows)))
             history, target = self.rows.history[row], self.rows.target[row]
             if rng.random() < 0.5:
                 titles = (" ".join([TITLE_OF, *self._words(item)]) for item in history[-SHOWN_TITLES:])
-                return self._encode(" ".join([BOS, *titles]), f"{sid_text(catalog, target)} {EOS}")
+                return " ".join([BOS, *titles]), f"{sid_text(catalog, target)} {EOS}"
             prompt = self.policy.prompts([history])[0]
-            return self._encode(f"{prompt} {ITEM_OF}", " ".join([*self._words(target), EOS]))
+            return f"{prompt} {ITEM_OF}", " ".join([*self._words(target), EOS])
         if self.traces is not None and self.task == "thinking":
             row = int(rng.integers(len(self.rows)))
             history, target = self.rows.history[row], self.rows.target[row]
             thoughts = self.policy.wording.blocks(self.traces.of_row(history, target))
             answer = f"{thoughts} {sid_text(catalog, target)} {EOS}"
-            return self._encode(self.policy.prompts([history])[0], answer)
+            return self.policy.prompts([history])[0], answer
         # A window of a sequence trains every next item in it at once.
         sequence = self.sequences[int(rng.integers(len(self.sequences)))]
         end = int(rng.integers(2, len(sequence) + 1)) if len(sequence) > self.policy.max_history + 1 else len(sequence)
         first, *rest = sequence[max(0, end - self.policy.max_history - 1) : end]
-        return self._encode(f"{BOS} {sid_text(catalog, first)}", " ".join(sid_text(catalog, item) for item in rest))
+        return f"{BOS} {sid_text(catalog, first)}", " ".join(sid_text(catalog, item) for item in rest)
 
     def _words(self, item: int) -> list[str]:
         return title_words(self.policy.catalog.titles[item], self.known)
-
-    def _encode(self, prompt: str, answer: str) -> dict[str, list[int]]:
-        return _encoded(self.policy, prompt, answer)
 
 
 class ChatExamples(torch.utils.data.Dataset):
@@ -178,7 +183,7 @@ class ChatExamples(torch.utils.data.Dataset):
         stream = int(np.searchsorted(self._ends, place, side="right"))
         make, rows = self.streams[stream]
         prompt, answer = make(place - int(self._ends[stream]) + rows)
-        example = _encoded(self.policy, prompt, f"{answer}{self.policy.tokenizer.eos_token}")
+        [example] = _encoded(self.policy, [(prompt, f"{answer}{self.policy.tokenizer.eos_token}")])
         longest = LONGEST_CONVERSATION if make == self._conversation else LONGEST
         example = {name: values[-longest:] for name, values in example.items()}
         example["labels"][0] = IGNORED  # nothing predicts the first token
@@ -251,7 +256,7 @@ class NextItems(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> dict[str, list[int]]:
         answer = self.policy.wording.name(self.rows.target[index])
-        return _encoded(self.policy, self.prompts[index], f"{answer}{self.end}")
+        return _encoded(self.policy, [(self.prompts[index], f"{answer}{self.end}")])[0]
 
 
 def collate(examples: Sequence[dict[str, list[int]]], pad_id: int) -> dict[str, Tensor]:
@@ -276,9 +281,11 @@ def _rows(split: Split, task: SFTTask, traces: Traces | None) -> Rows:
     return traces.rows(split.train)
 
 
-def _encoded(policy: Policy, prompt: str, answer: str) -> dict[str, list[int]]:
-    """The loss sees the answer; the two are encoded apart, as the decoder goes on from the prompt's own tokens."""
-    prompt_ids, answer_ids = (
-        policy.tokenizer(text, add_special_tokens=False)["input_ids"] for text in (prompt, answer)
-    )
-    return {"input_ids": prompt_ids + answer_ids, "labels": [IGNORED] * len(prompt_ids) + answer_ids}
+def _encoded(policy: Policy, texts: Sequence[tuple[str, str]]) -> list[dict[str, list[int]]]:
+    """Prompts with their answers, which the loss sees; the two are encoded apart, as the decoder goes on from the
+    prompt's own tokens."""
+    parts = policy.tokenizer([part for pair in texts for part in pair], add_special_tokens=False)["input_ids"]
+    return [
+        {"input_ids": prompt + answer, "labels": [IGNORED] * len(prompt) + answer}
+        for prompt, answer in zip(parts[::2], parts[1::2], strict=True)
+    ]

@@ -17,6 +17,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Self
 
@@ -702,14 +703,19 @@ def _own_rollouts(prompts: list[str], trainer: SAPOTrainer) -> dict[str, Any]:
         rollouts = trainer.sample(prompts[::size], size, trainer._seed(0))
     if trainer._asks_for_old_logps():
         trainer._sampled = rollouts.logps
-    keep = rollouts.completion_mask
     ids = trainer.processing_class(prompts[::size], add_special_tokens=False)["input_ids"]
+    lengths = rollouts.completion_mask.sum(1).tolist()
     return {
         "prompt_ids": [of_prompt for of_prompt in ids for _ in range(size)],
-        "completion_ids": [row[mask].tolist() for row, mask in zip(rollouts.completion_ids, keep, strict=True)],
-        "logprobs": [row[mask].tolist() for row, mask in zip(rollouts.logps, keep, strict=True)],
-        "env_mask": [row[mask].long().tolist() for row, mask in zip(rollouts.sampled, keep, strict=True)],
+        "completion_ids": _as_lists(rollouts.completion_ids, lengths),
+        "logprobs": None,  # which TRL would pad for vLLM's correction alone
+        "env_mask": _as_lists(rollouts.sampled.long(), lengths),
     }
+
+
+def _as_lists(rows: Int[Tensor, "B T"], lengths: Sequence[int]) -> list[list[int]]:
+    """The first tokens of each row; one conversion of the whole takes a tenth of what one a row does."""
+    return [row[:length] for row, length in zip(rows.tolist(), lengths, strict=True)]
 
 
 def _check_dataset(name: str, dataset: Dataset, trie: SidTrie) -> None:
@@ -732,10 +738,14 @@ def _check_dataset(name: str, dataset: Dataset, trie: SidTrie) -> None:
 def _reward_functions(layout: ReasoningLayout) -> list[Callable]:
     """One function a level and one for the whole SID, in TRL's form, so that TRL logs them by name."""
 
+    last: tuple[list[list[int]], Tensor] | None = None  # TRL asks each function about the same completions
+
     def matches(completion_ids: list[list[int]], target_sid: list[list[int]]) -> tuple[Tensor, Tensor]:
-        longest = max(len(ids) for ids in completion_ids)
-        filled = torch.tensor([ids + [-1] * (longest - len(ids)) for ids in completion_ids])
-        return _predicted(layout, filled), torch.tensor(target_sid)
+        nonlocal last
+        if last is None or last[0] is not completion_ids:
+            filled = torch.tensor(list(zip_longest(*completion_ids, fillvalue=-1))).T
+            last = completion_ids, _predicted(layout, filled)
+        return last[1], torch.tensor(target_sid)
 
     def level_reward(level: int) -> Callable:
         def reward(completion_ids: list[list[int]], target_sid: list[list[int]], **columns: Any) -> list[float]:
