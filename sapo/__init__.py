@@ -28,6 +28,8 @@ if TYPE_CHECKING:  # the same names once more, for editors and type checkers
     from sapo.credit.values import value_loss as value_loss
     from sapo.data.catalog import Catalog as Catalog
     from sapo.data.interactions import Interactions as Interactions
+    from sapo.data.reasoning import ReasoningConfig as ReasoningConfig
+    from sapo.data.reasoning import ReasoningWorld as ReasoningWorld
     from sapo.data.synthetic import SyntheticCatalogue as SyntheticCatalogue
     from sapo.data.synthetic import SyntheticConfig as SyntheticConfig
     from sapo.errors import InputError as InputError
@@ -46,6 +48,8 @@ __version__ = version("sapo")
 _HOME = {
     "Catalog": "sapo.data.catalog",
     "Interactions": "sapo.data.interactions",
+    "ReasoningWorld": "sapo.data.reasoning",
+    "ReasoningConfig": "sapo.data.reasoning",
     "SyntheticCatalogue": "sapo.data.synthetic",
     "SyntheticConfig": "sapo.data.synthetic",
     "ItemTokenizer": "sapo.semantic_ids.tokenizer",

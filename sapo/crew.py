@@ -19,6 +19,11 @@ from sapo.errors import InputError
 from sapo.progress import keep_to_line
 
 
+# glibc gives freed memory back to the system and asks for it again, page by page: a tenth of a small model's update.
+# Read when a process starts, so by workers; other C libraries know no such names.
+KEEPS_FREED_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**34)}
+
+
 @dataclass(frozen=True, eq=False)
 class Task:
     """A function of picklable arguments, to be called once the tasks it needs are done, unless it is done already."""
@@ -81,6 +86,8 @@ class Crew:
                 if self.pool is None:
                     # A worker of the spawn kind imports everything afresh: torch's threads do not survive a fork.
                     spawn = get_context("spawn")
+                    for name, value in KEEPS_FREED_MEMORY.items():
+                        os.environ.setdefault(name, value)
                     self.pool = ProcessPoolExecutor(self.workers, spawn, _start_worker, (spawn.Value("i", 0),))
                 with _interrupts_held_back():
                     future = self.pool.submit(_Worker.call, task.function, *task.arguments)
