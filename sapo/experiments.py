@@ -81,14 +81,13 @@ def run(job: Job, workers: int | None = None, tell: Callable[[int, int], None] |
         raise InputError(f"ablation_seeds is {recipe.ablation_seeds}; there are {len(recipe.seeds)} seeds.")
     if not 1 <= recipe.grid_seeds <= len(recipe.seeds):
         raise InputError(f"grid_seeds is {recipe.grid_seeds}; there are {len(recipe.seeds)} seeds.")
-    rates = recipe.stage3.learning_rates
     with Crew(workers) as crew:
         stages = [task for seed in recipe.seeds for task in _supervised_tasks(job, seed)]
         grid = [
             _stage3_task(job, seed, name, rate, stages)
             for name, seeds in _trained(recipe).items()
             for seed in seeds[: recipe.grid_seeds]
-            for rate in rates
+            for rate in recipe.rates(name)
         ]
         more = [_system_task(job, seed, name, stages) for seed in recipe.seeds for name in _without_stage3(recipe)]
         crew.work([Task(run_references, (job,), references_folder(job).finished), *stages, *more, *grid], tell)
@@ -109,13 +108,13 @@ def choose_learning_rate(job: Job, method: str) -> float:
     A rate at which one of them diverged is not chosen.
     """
     scores, seeds = {}, _trained(job.recipe)[method][: job.recipe.grid_seeds]
-    for rate in sorted(job.recipe.stage3.learning_rates):
+    for rate in sorted(job.recipe.rates(method)):
         folders = [stage3_folder(job, seed, method, rate) for seed in seeds]
         if not any(folder.diverged for folder in folders):
             tables = [folder.table("metrics.csv").set_index("metric")["value"] for folder in folders]
             scores[rate] = sum(table["valid/ndcg@10"] for table in tables) / len(tables)
     if not scores:
-        rates = ", ".join(f"{rate:g}" for rate in job.recipe.stage3.learning_rates)
+        rates = ", ".join(f"{rate:g}" for rate in job.recipe.rates(method))
         raise FloatingPointError(f"{method} diverged at every learning rate of the grid ({rates}): give lower ones.")
     return max(scores, key=lambda rate: scores[rate])
 
@@ -167,7 +166,7 @@ def _looks(job: Job, chosen: dict[str, float]) -> pd.DataFrame | None:
     for method, seeds in _trained(job.recipe).items():
         for place, seed in enumerate(seeds):
             on_grid = place < job.recipe.grid_seeds
-            for rate in job.recipe.stage3.learning_rates if on_grid else (chosen[method],):
+            for rate in job.recipe.rates(method) if on_grid else (chosen[method],):
                 folder = stage3_folder(job, seed, method, rate)
                 if not folder.diverged:
                     tables.append(folder.table("log.csv").assign(learning_rate=rate))

@@ -93,6 +93,8 @@ class Recipe:
     """How many of the seeds the ablations get."""
     grid_seeds: int = 1
     """How many of the seeds try every learning rate; the others take the one that is best on these."""
+    known_rates: tuple[tuple[str, float], ...] = ()
+    """Objectives, or systems, whose best learning rate is known from elsewhere, with that rate: they try no grid."""
     max_history: int = 10
     """Items that a prompt shows."""
     words_per_block: int = 2
@@ -102,6 +104,11 @@ class Recipe:
     vocabulary: int = 200
     """Words that traces and titles of small models may use, the catalogue's most frequent ones. Each costs a column of
     the softmax."""
+
+    def rates(self, method: str) -> tuple[float, ...]:
+        """The learning rates that an objective, or a system, tries."""
+        known = dict(self.known_rates)
+        return (known[method],) if method in known else self.stage3.learning_rates
 
     def shortened(self, fraction: float) -> "Recipe":
         """The same with a share of the updates of every stage, under a name of its own.

@@ -618,6 +618,19 @@ def test_grids_that_do_not_fit_the_seeds_are_refused(tmp_path, change, message):
         run(Job(replace(REASONING, **change), str(tmp_path)), workers=1)
 
 
+def test_a_rate_that_is_known_is_not_searched_for(tmp_path, reasoned):
+    job, out, _, _ = reasoned
+    shutil.copytree(out / "runs", tmp_path / "runs")
+    known = replace(job.recipe, known_rates=(("grpo", 1e-3),), ablations=())
+    assert (known.rates("grpo"), known.rates("sapo")) == ((1e-3,), (1e-3, 1e-2))
+    results = run(Job(known, str(tmp_path)), workers=1)
+    rates = results[results["metric"] == "learning_rate"].set_index(["method", "seed"])["value"]
+    assert (rates["grpo"] == 1e-3).all()
+    looks = pd.read_csv(tmp_path / "looks.csv.gz")
+    assert set(looks.loc[looks["method"] == "grpo", "learning_rate"]) == {1e-3}
+    assert set(looks.loc[looks["method"] == "sapo", "learning_rate"]) == {1e-3, 1e-2}
+
+
 def test_a_rule_without_looks_is_refused():
     with pytest.raises(InputError, match="look_every says nothing of when to look"):
         RLConfig(give_up_below=0.5)
