@@ -18,7 +18,6 @@ from sapo import processes
 from sapo.errors import InputError
 from sapo.progress import keep_to_line
 
-
 # glibc gives freed memory back to the system and asks for it again, page by page: a tenth of a small model's update.
 # Read when a process starts, so by workers; other C libraries know no such names.
 KEEPS_FREED_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**34)}
