@@ -61,7 +61,7 @@ class Job:
     recipe: Recipe
     out: str
     data: str | None = None
-    """A folder, or one of MADE with its default knobs; the world of the recipe where None."""
+    """A folder, or one of MADE; the world of the recipe where None."""
     sids: str = "sids"
     split: SplitName = "auto"
     rationales: str | None = None
@@ -93,7 +93,9 @@ def load_world(job: Job) -> World:
     if job.data is None or job.data in MADE:
         if job.data is not None and Path(job.data).is_dir():
             raise InputError(f"{job.data!r} is a world that is made, and a folder here: give the folder's whole path.")
-        config = job.recipe.world if job.data is None else MADE[job.data]()
+        config = job.recipe.world
+        if job.data is not None and not isinstance(config, MADE[job.data]):
+            config = MADE[job.data]()
         made = ReasoningWorld(config) if isinstance(config, ReasoningConfig) else SyntheticCatalogue(config)
         if job.split == "published_test":
             raise InputError(f"the world {made.catalog.name!r} has no published test pairs: use leave_one_out.")

@@ -17,20 +17,34 @@ from pathlib import Path
 from sapo.data.reasoning import ReasoningConfig
 from sapo.errors import InputError
 from sapo.experiments import publish, run
-from sapo.recipes import QUICK, EvaluationConfig, Recipe, in_world
+from sapo.recipes import EvaluationConfig, Recipe, RLConfig, in_world
 from sapo.runs import Job
+from sapo.training.sft import SFTConfig
 
 RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
 STARTS = (0.02, 0.05, 0.15, 0.4)  # exact match of the greedy answers, of at most 0.656
-BASE = replace(
-    QUICK,
-    preset="study",
-    stage3=replace(QUICK.stage3, updates=400, learning_rates=RATES, log_every=20, look_every=20, give_up_below=0.5),
-    evaluation=EvaluationConfig(valid_rows=2000, rollout_prompts=256),
-    objectives=("sapo", "grpo"),
-    ablations=(),
-    seeds=(0, 1, 2, 3, 4),
-    ablation_seeds=3,
+BASE = in_world(
+    Recipe(
+        preset="study",
+        stage1=SFTConfig(updates=200, batch_size=128, learning_rate=3e-3, title_share=0.1),
+        stage2=SFTConfig(updates=600, batch_size=128, learning_rate=3e-3, until_exact=0.05),
+        stage3=RLConfig(
+            updates=400,
+            prompts=32,
+            group_size=16,
+            learning_rates=RATES,
+            weight_decay=0.0,
+            log_every=20,
+            look_every=20,
+            give_up_below=0.5,
+        ),
+        evaluation=EvaluationConfig(valid_rows=2000, rollout_prompts=256),
+        objectives=("sapo", "grpo"),
+        ablations=(),
+        seeds=(0, 1, 2, 3, 4),
+        ablation_seeds=3,
+    ),
+    ReasoningConfig(),
 )
 
 
@@ -57,7 +71,7 @@ def _in_world(**knobs: float) -> Recipe:
 
 
 AXES: dict[str, Axis] = {
-    "base": Axis("Does step credit gain more than outcome credit, and is it stabler?", (replace(BASE, grid_seeds=2),)),
+    "base": Axis("Does step credit gain more than outcome credit, and is it stabler?", (replace(BASE, grid_seeds=3),)),
     "components": Axis(
         "Does it take both the step reward and the step advantage?",
         (_others("grpo_step_reward", "sapo_outcome_reward", "grpo_graded", "sapo_sequence_mean"),),
