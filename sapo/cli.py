@@ -131,7 +131,7 @@ class Run:
 @dataclass(frozen=True)
 class Study:
     """Run the study of the reasoning world, one axis at a time from a base point: base, components, sparsity, coupling,
-    trie, teacher, objectives, optimizer. Hours; the same command goes on after a stop, and says what is left.
+    trie, teacher, objectives, switches, optimizer. Hours; the same command goes on after a stop, and says what is left.
     """
 
     axes: tyro.conf.Positional[tuple[str, ...]] = ()

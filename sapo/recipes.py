@@ -31,7 +31,9 @@ class RLConfig:
     optimizer: Literal["adamw_torch", "sgd"] = "adamw_torch"
     """AdamW divides a gradient by the size that it usually has; plain gradient descent does not."""
     max_grad_norm: float = 1.0
-    """Longest gradient; longer ones are shortened to it."""
+    """Longest gradient; longer ones are shortened to it. 0 shortens none."""
+    drop_zero_variance: Literal["divisor", "kl", "both"] | None = None
+    """Where groups without credit do not count, as of `SAPOConfig`; they do everywhere where None."""
     log_every: int = 5
     """Updates between two points of the curves."""
     beta: float | None = None

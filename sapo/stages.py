@@ -178,6 +178,7 @@ def train_stage3(job: Job, seed: int, method: str, learning_rate: float) -> None
         optim=settings.optimizer,
         lr_scheduler_type="constant",
         max_grad_norm=settings.max_grad_norm,
+        drop_zero_variance=settings.drop_zero_variance,
         logging_steps=settings.log_every,
         log_completions=True,
         num_completions_to_print=0,

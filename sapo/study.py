@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from sapo.data.reasoning import ReasoningConfig
 from sapo.errors import InputError
@@ -23,6 +24,12 @@ from sapo.training.sft import SFTConfig
 
 RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
 STARTS = (0.02, 0.05, 0.15, 0.4)  # exact match of the greedy answers, of at most 0.656
+SWITCHES: dict[str, dict[str, Any]] = {
+    "without-kl": {"beta": 0.0},
+    "strong-kl": {"beta": 0.04},
+    "unclipped": {"max_grad_norm": 0.0},
+    "zero-variance-dropped": {"drop_zero_variance": "both"},  # TRL PR 6365 and 7068
+}
 BASE = in_world(
     Recipe(
         preset="study",
@@ -88,8 +95,15 @@ AXES: dict[str, Axis] = {
         (
             _others(
                 *("sapo_gated", "sapo_suffix", "sapo_fallback", "process_grpo", "gdpo", "dr_grpo", "dapo", "rloo"),
-                *("reinforce_plus_plus", "sign", "vppo", "rlvr"),
+                *("reinforce_plus_plus", "sign", "vppo", "rlvr", "sapo_no_std", "sapo_batch_std"),
             ),
+        ),
+    ),
+    "switches": Axis(
+        "What do the settings that the field argues about change?",
+        tuple(
+            replace(BASE, preset=f"study-{name}", stage3=replace(BASE.stage3, **change), seeds=(0, 1, 2))
+            for name, change in SWITCHES.items()
         ),
     ),
     "optimizer": Axis(
