@@ -88,7 +88,7 @@ def the_world() -> str:
     history = ", ".join(titles[item] for item in rows.history[row][-config.window :])
     said = (
         f"An item is a SID of {config.levels} codes out of {config.codes}, and its title names them, a word each; "
-        f"{len(titles):,} of the {config.codes**config.levels:,} SIDs are items.",
+        f"there are {len(titles):,} items for {config.codes**config.levels:,} SIDs.",
         f"Code k of the next item is the state in which automaton k ends that reads code k of the last {config.window} "
         f"items, with probability {config.predictability:g}; else it is any code.",
         "A thought writes the states down one after another, block k those of automaton k, so that the last words of "
