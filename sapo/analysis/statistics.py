@@ -233,10 +233,13 @@ def seed_difference(differences: Sequence[float] | np.ndarray, level: float = 0.
         InputError: as `seed_interval`.
     """
     interval, seeds = seed_interval(differences, level), len(differences)
-    if interval.low == interval.high:  # no spread, of which a t statistic cannot be made
-        p_value = float(interval.value == 0)
+    if seeds == 1:
+        return Difference(*interval, np.nan, 0, seeds)
+    error = float(np.std(np.asarray(differences, dtype=np.float64), ddof=1)) / seeds**0.5
+    if error:
+        p_value = 2 * float(stats.t.sf(abs(interval.value) / error, seeds - 1))
     else:
-        p_value = float(stats.ttest_1samp(differences, 0).pvalue) if seeds > 1 else np.nan
+        p_value = float(interval.value == 0)
     return Difference(*interval, p_value, 0, seeds)
 
 
