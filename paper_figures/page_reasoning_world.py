@@ -177,7 +177,7 @@ def stability_table(looks: pd.DataFrame) -> str:
         kl, rollouts = row["kl to .02, median"], row["rollouts to .02, median"]
         lines.append(
             {
-                "method": row["method"],
+                "method": row["method"].removesuffix(" (step-aligned)"),
                 "end below the start": f"{row['ends below start']:.2f} [{row['from']:.2f}, {row['to']:.2f}]",
                 "cells": str(row["cells"]),
                 "best rate": f"{row['best rate']:g}",
@@ -267,7 +267,7 @@ def sparsity(record: Record, worlds: Worlds) -> tuple[list[str], list[str]]:
     blocks = [
         f"## {AXES['sparsity'].question}",
         *(picture(name, CAPTIONS["fig_sparsity"]) for name in figures),
-        f"Starts are ordered by what they can do, the rarest exact match first. {INTERVALS}",
+        "Starts are ordered by what they can do, the rarest exact match first.",
         by_start(record, worlds),
         bullets(sparsity_verdicts(record, worlds)),
     ]

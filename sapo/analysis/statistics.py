@@ -236,10 +236,7 @@ def seed_difference(differences: Sequence[float] | np.ndarray, level: float = 0.
     if seeds == 1:
         return Difference(*interval, np.nan, 0, seeds)
     error = float(np.std(np.asarray(differences, dtype=np.float64), ddof=1)) / seeds**0.5
-    if error:
-        p_value = 2 * float(stats.t.sf(abs(interval.value) / error, seeds - 1))
-    else:
-        p_value = float(interval.value == 0)
+    p_value = 2 * float(stats.t.sf(abs(interval.value) / error, seeds - 1)) if error else float(interval.value == 0)
     return Difference(*interval, p_value, 0, seeds)
 
 
