@@ -4,19 +4,18 @@ import argparse
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib import import_module
 from pathlib import Path
 
 import pandas as pd
 import reference
 from artefacts import RECORD
-from pages import REASONING, Page, Record, World, by_seed, dataset_name, fill, gain, label, made_up, markdown_table
-from pages import mean as mean_of
+from pages import REASONING, Page, Record, Scores, World, dataset_name, fill, label, made_up, markdown_table
 from PIL import Image
 from worlds import METRIC, NO_THINKING, SHOWN, START
 
-from sapo.analysis.verdicts import mean_half, sides
+from sapo.analysis.verdicts import Verdict, judge, sides
 from sapo.errors import InputError
 from sapo.files import write_atomically
 
@@ -34,6 +33,8 @@ ORDER = (
     "tokenizers",
 )
 METHODS = ("optimum", "sapo", "grpo", "grpo_step_reward", "sapo_outcome_reward", START, NO_THINKING, "cooccurrence")
+OF_OTHERS = {("sapo", "grpo"): ("SAPO", "GRPO"), (START, NO_THINKING): ("thinking first", "not thinking")}
+OF_REASONING = ((START, NO_THINKING), ("sapo", START), ("grpo", START), ("sapo", "grpo"))
 DIAGRAM = (
     "docs/credit-units.png",
     (
@@ -69,7 +70,8 @@ def index(pages: Iterable[Page]) -> str:
 
 
 def headline(record: Record) -> list[tuple[World, pd.DataFrame]]:
-    """The worlds of the front page: of every data set the first preset that trained SAPO, worlds of ours first."""
+    """The worlds of the front page: of every data set the first preset that trained SAPO, in the order of
+    `Record.worlds`; worlds of ours first."""
     chosen: dict[str, tuple[World, pd.DataFrame]] = {}
     for world, rows in record.worlds(""):
         kind = REASONING if world.dataset.startswith(REASONING) else world.dataset
@@ -81,30 +83,93 @@ def headline(record: Record) -> list[tuple[World, pd.DataFrame]]:
 
 def results_table(record: Record) -> str:
     """At most eight methods, a column a data set."""
-    tables = {dataset_name(world.dataset): by_seed(rows, METRIC) for world, rows in headline(record)}
+    tables = {dataset_name(world.dataset): record.scores(rows, METRIC) for world, rows in headline(record)}
     lines = []
     for name in METHODS:
-        cells = {heading: mean_half(mean_of(values, name)) for heading, values in tables.items() if name in values}
-        if cells:
-            lines.append({f"{SHOWN}, by item": label(name)} | {heading: cells.get(heading, "") for heading in tables})
+        cells = {heading: scores.cell(name) for heading, scores in tables.items()}
+        if any(cells.values()):
+            lines.append({f"{SHOWN}, by item": label(name)} | cells)
     return markdown_table(pd.DataFrame(lines))
 
 
 def finding(record: Record) -> str:
-    """What was found, in two sentences: SAPO against GRPO, and thinking against not thinking."""
-    asked = {("sapo", "grpo"): ("SAPO", "GRPO"), (START, NO_THINKING): ("thinking first", "not thinking")}
+    """What was found: in the reasoning world what thinking, training and step credit are worth, elsewhere which ranks
+    better; verdicts are corrected over all of it."""
+    worlds = {_place(world): record.scores(rows, METRIC) for world, rows in headline(record)}
+    ours = {place for place, scores in worlds.items() if scores.world.dataset.startswith(REASONING)}
+    gains = {
+        (place, pair): gain
+        for place, scores in worlds.items()
+        for pair, gain in scores.gains(OF_REASONING if place in ours else OF_OTHERS).items()
+    }
+    if not gains:
+        return "Nothing is recorded yet."
+    verdicts = judge(gains)
+    paragraphs = []
+    for place in sorted(ours):
+        of_place = {pair: verdict for (where, pair), verdict in verdicts.items() if where == place}
+        paragraphs.append(where_thinking_pays(place, worlds[place], of_place))
     sentences = []
-    for pair, names in asked.items():
-        gains = {}
-        for world, rows in headline(record):
-            if (found := gain(by_seed(rows, METRIC), *pair)) is not None:
-                where = dataset_name(world.dataset)
-                gains[f"the {where}" if made_up(world.dataset) else where] = found[0]
-        if gains:
-            said = sides(gains, *names)
+    for pair, names in OF_OTHERS.items():
+        beside = {place: v for (place, its), v in verdicts.items() if its == pair and place not in ours}
+        if beside:
+            said = sides(beside, *names)
             sentences.append(f"{said[0].upper()}{said[1:]}.")
-    note = f"(By {SHOWN} with 95 % intervals over seeds; [results](docs/results/README.md) has the numbers.)"
-    return " ".join([*sentences, note]) if sentences else "Nothing is recorded yet."
+    note = (
+        f"({SHOWN}, over users and seeds as far as the record has ranks of all test rows, after Holm's correction; "
+        "[results](docs/results/README.md) has the numbers.)"
+    )
+    return "\n\n".join(" ".join(part) for part in ([*paragraphs], [*sentences, note]) if part)
+
+
+def where_thinking_pays(place: str, scores: Scores, verdicts: Mapping[tuple[str, str], Verdict]) -> str:
+    """What thinking, training and step credit are worth in one world.
+
+    Args:
+        place: what sentences call the world.
+        verdicts: on pairs of `OF_REASONING`, first less second.
+    """
+    value = lambda name: f"{scores.mean(name).value:.3f}"  # noqa: E731
+    sentences = []
+    if thinking := verdicts.get((START, NO_THINKING)):
+        words: dict[Verdict, str] = {
+            "ahead": f"On {place} thinking pays",
+            "behind": f"On {place} thinking does not pay",
+            "equal": f"On {place} thinking changes nothing",
+            "not told apart": f"On {place} it cannot be told whether thinking pays",
+            "unknown": f"On {place} a single seed cannot tell whether thinking pays",
+        }
+        sentences.append(f"{words[thinking]}: {SHOWN} is {value(START)} with a thought, {value(NO_THINKING)} without.")
+    trained = []
+    for name in ("sapo", "grpo"):
+        if over_start := verdicts.get((name, START)):
+            words = {
+                "ahead": f"{label(name)} gains over its start",
+                "behind": f"{label(name)} falls below its start",
+                "equal": f"{label(name)} ends where it started",
+                "not told apart": f"{label(name)} cannot be told apart from its start",
+                "unknown": f"a single seed says nothing of {label(name)} and its start",
+            }
+            trained.append(f"{words[over_start]} ({value(START)} → {value(name)})")
+    if trained:
+        said = "; ".join(trained)
+        sentences.append(f"{said[0].upper()}{said[1:]}.")
+    if credit := verdicts.get(("sapo", "grpo")):
+        words = {
+            "ahead": "Step credit is ahead of outcome credit.",
+            "behind": "Outcome credit is ahead of step credit.",
+            "equal": "Step credit and outcome credit come out the same.",
+            "not told apart": "Step credit and outcome credit cannot be told apart.",
+            "unknown": "A single seed says nothing of step credit against outcome credit.",
+        }
+        sentences.append(words[credit])
+    return " ".join(sentences)
+
+
+def _place(world: World) -> str:
+    """What sentences call a world."""
+    name = dataset_name(world.dataset)
+    return f"the {name}" if made_up(world.dataset) else name
 
 
 def figure(pages: Iterable[Page]) -> str:

@@ -1,7 +1,7 @@
 """The control world, in which the next item follows from the last one and a thought can add nothing."""
 
 from pages import CONTROL, Page, Record, bullets, commands
-from worlds import NO_THINKING, START, drawn, section, systems_table, trained, verdicts
+from worlds import METRIC, answer, drawn, section, systems_table, trained
 
 FIGURES = ("fig_objectives", "fig_training_dynamics", "fig_advantage_distributions")
 
@@ -17,7 +17,7 @@ def main(record: Record) -> list[Page]:
         blocks += section(record, world, rows, of_this)
         figures += of_this
     first = worlds[0][1]
-    table = systems_table(worlds[:1])
+    table = systems_table(record, worlds[:1])
     if table:
         blocks += [
             "## Other reasoning systems",
@@ -30,7 +30,6 @@ def main(record: Record) -> list[Page]:
         "One line a world above; `--objectives` and `--systems` name more rows.",
         commands([*(world.command for world, _ in worlds), "sapo publish --out my/results"]),
     ]
-    answer = " ".join(verdicts(first, (("sapo", "grpo"), (START, NO_THINKING))))
     intro = bullets(
         [
             "A synthetic catalogue: the next item depends on the last one by a table, so that a thought can "
@@ -43,7 +42,7 @@ def main(record: Record) -> list[Page]:
             "control-world",
             "The control world: thinking is pointless",
             "What do step-aligned and trajectory credit do where a thought cannot help?",
-            answer,
+            answer(record.scores(first, METRIC)),
             (intro, *blocks),
             tuple(figures),
         )

@@ -6,8 +6,7 @@ import pandas as pd
 from pages import Page, Record, bullets, commands, dataset_name, label, markdown_table
 from table_systems import COUNTED, PLACE, systems
 
-from sapo.analysis.statistics import Interval
-from sapo.analysis.verdicts import comparison, listed
+from sapo.analysis.verdicts import comparison, judge, listed
 from sapo.suite import BASELINES, FUSIONS
 
 HITS, QUALITY = "recall@10", "ndcg@10"
@@ -96,10 +95,8 @@ def against_reported(means: pd.DataFrame, theirs: pd.DataFrame) -> list[str]:
 
 
 def gains(record: Record, rows: pd.DataFrame, means: pd.DataFrame) -> list[str]:
-    """The best of each kind against counting and against the next best, on the same test rows.
-
-    The one place that decides which interval this page shows.
-    """
+    """The best of each kind against counting and against the next best, on the same test rows; verdicts are corrected
+    for the number of pairs."""
     preset = rows.drop_duplicates("method").set_index("method")["preset"]
     keys = {name: (*rows[PLACE].iloc[0], preset[name], name) for name in preset.index}
     keys = {name: key for name, key in keys.items() if key in record.ranks}
@@ -115,10 +112,11 @@ def gains(record: Record, rows: pd.DataFrame, means: pd.DataFrame) -> list[str]:
     if not asked:
         return []
     found = record.ranks.gains([(keys[one], keys[other], metric) for one, other, metric in asked])
-    users = f"{int(rows.loc[rows['metric'] == QUALITY, 'n'].max()):,} test rows"
+    by_pair = dict(zip(asked, found, strict=True))
+    verdicts = judge(by_pair)
     return [
-        comparison(label(one), label(other), METRICS[metric], Interval(*gain), users, 4)
-        for (one, other, metric), gain in zip(asked, found, strict=True)
+        comparison(label(pair[0]), label(pair[1]), METRICS[pair[2]], gain, verdicts[pair], 4)
+        for pair, gain in by_pair.items()
     ]
 
 
@@ -148,8 +146,8 @@ def main(record: Record) -> list[Page]:
             f"## {name}",
             f"{int(counts['n'].max()):,} test rows, {seeds} seeds.",
             measured_table(means, theirs),
-            "Differences are of means over seeds on the same rows, with the 95 % interval of a paired bootstrap that "
-            "draws users with all their rows. It does not cover what another training run would change.",
+            "Differences are of means over seeds on the same rows, paired by user and seed. Their 95 % intervals hold "
+            "both and are not corrected for their number; who is ahead is said after Holm's correction over the list.",
             bullets([*gains(record, of_place, means), *against_reported(means, theirs)]),
         ]
         if len(elsewhere):

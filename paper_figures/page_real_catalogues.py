@@ -1,24 +1,8 @@
 """Amazon catalogues: policies that think and those that do not, SAPO, GRPO, and the reasoning systems of the field."""
 
 import pandas as pd
-from pages import (
-    OVER_SEEDS,
-    Page,
-    Record,
-    World,
-    bullets,
-    by_seed,
-    commands,
-    gain,
-    headings,
-    label,
-    made_up,
-    markdown_table,
-    mean,
-    picture,
-)
+from pages import INTERVALS, Page, Record, World, bullets, commands, headings, label, made_up, markdown_table, picture
 from worlds import (
-    CONTROLS,
     METRIC,
     NO_THINKING,
     PAIRS,
@@ -26,14 +10,14 @@ from worlds import (
     START,
     drawn,
     silence,
+    systems_gains,
     systems_table,
     trained,
     training,
 )
 
-from sapo.analysis.verdicts import judge, listed, mean_half, sides, signed
+from sapo.analysis.verdicts import Verdict, judge, listed, sides, signed
 from sapo.credit.objectives import OBJECTIVES
-from sapo.systems import SYSTEMS
 
 BESIDE = ("cooccurrence", "item_knn", "popularity")
 FIGURES = ("fig_main_results",)
@@ -46,61 +30,65 @@ def catalogues(record: Record) -> Worlds:
     return trained((world, rows) for world, rows in record.worlds("") if not made_up(world.dataset))
 
 
-def quality(worlds: Worlds, by: str) -> str:
+def quality(record: Record, worlds: Worlds, by: str) -> str:
     """NDCG@10 of policies and of counting, a column a data set."""
-    tables = {name: by_seed(rows, METRIC, by) for name, (_, rows) in zip(headings(worlds), worlds, strict=True)}
+    tables = [record.scores(rows, METRIC, by) for _, rows in worlds]
     wanted = [*OBJECTIVES, START, NO_THINKING, *BESIDE]
-    methods = [name for name in wanted if any(name in values for values in tables.values())]
+    methods = [name for name in wanted if any(name in scores for scores in tables)]
     lines = []
     for name in methods:
-        line = {"method": label(name)}
-        for heading, values in tables.items():
-            line[heading] = mean_half(mean(values, name)) if name in values else ""
-        lines.append(line)
+        cells = {heading: scores.cell(name) for heading, scores in zip(headings(worlds), tables, strict=True)}
+        lines.append({"method": label(name)} | cells)
     return markdown_table(pd.DataFrame(lines))
 
 
-def pairs(worlds: Worlds) -> tuple[str, list[str]]:
-    """A row a pair that some data set has, with its difference on each; and a sentence a pair."""
+def pairs(record: Record, worlds: Worlds) -> tuple[str, list[str]]:
+    """A row a pair that some data set has, with its difference on each; and a sentence a pair, whose verdicts are
+    corrected over the whole table."""
+    names = headings(worlds)
+    tables = [record.scores(rows, METRIC).gains(PAIRS) for _, rows in worlds]
+    gains = {
+        (pair, name): table[pair] for pair in PAIRS for name, table in zip(names, tables, strict=True) if pair in table
+    }
+    verdicts = judge(gains)
     lines, sentences = [], []
-    for one, other in PAIRS:
-        gains = {}
-        for name, (_, rows) in zip(headings(worlds), worlds, strict=True):
-            if (found := gain(by_seed(rows, METRIC), one, other)) is not None:
-                gains[name] = found[0]
-        if gains:
-            cells = {name: signed(gains[name]) if name in gains else "" for name in headings(worlds)}
-            lines.append({f"difference in {SHOWN}": f"{label(one)} - {label(other)}"} | cells)
-            said = sides(gains, label(one), label(other))
-            sentences.append(f"{said[0].upper()}{said[1:]}.")
+    for pair in dict.fromkeys(pair for pair, _ in gains):
+        one, other = map(label, pair)
+        cells = {name: signed(gains[pair, name]) if (pair, name) in gains else "" for name in names}
+        lines.append({f"difference in {SHOWN}": f"{one} - {other}"} | cells)
+        said = sides({name: verdicts[pair, name] for name in names if (pair, name) in gains}, one, other)
+        sentences.append(f"{said[0].upper()}{said[1:]}.")
     return markdown_table(pd.DataFrame(lines)), sentences
 
 
-def learnt(worlds: Worlds) -> str:
+def learnt(record: Record, worlds: Worlds) -> str:
     """How often the first item is right on rows that were trained on and on others, for the policies of each world."""
     lines = []
     for heading, (_, rows) in zip(headings(worlds), worlds, strict=True):
-        tables = [by_seed(rows, f"exact_match/{which}_rows", "SID") for which in ("seen", "unseen")]
+        seen, unseen = (record.scores(rows, f"exact_match/{which}_rows", "SID") for which in ("seen", "unseen"))
         for name in (START, NO_THINKING, "sapo", "grpo"):
-            if all(name in values for values in tables):
-                seen, unseen = (mean_half(mean(values, name)) for values in tables)
-                lines.append({"data": heading, "policy": label(name), "trained on": seen, "not seen": unseen})
+            if name in seen and name in unseen:
+                cells = {"trained on": seen.cell(name), "not seen": unseen.cell(name)}
+                lines.append({"data": heading, "policy": label(name)} | cells)
     return markdown_table(pd.DataFrame(lines))
 
 
-def of_systems(worlds: Worlds) -> list[str]:
-    """For each data set, which systems are ahead of their start or control, and which behind."""
-    sentences = []
-    for name, (_, rows) in zip(headings(worlds), worlds, strict=True):
-        values, found = by_seed(rows, METRIC), {}
-        for method, system in SYSTEMS.items():
-            pair = gain(values, method, CONTROLS.get(method, system.start))
-            if pair is not None:
-                found.setdefault(judge(pair[0]), []).append(method)
-        said = [f"{verdict}: {listed(methods)}" for verdict, methods in found.items()]
-        if said:
-            sentences.append(f"{name}: {'; '.join(sorted(said))}.")
-    return sentences
+def of_systems(record: Record, worlds: Worlds) -> list[str]:
+    """For each data set, which systems are ahead of their start or control, and which behind; corrected over the whole
+    table of them."""
+    gains = {
+        (heading, system): gain
+        for heading, (_, rows) in zip(headings(worlds), worlds, strict=True)
+        for system, gain in systems_gains(record.scores(rows, METRIC)).items()
+    }
+    found: dict[str, dict[Verdict, list[str]]] = {}
+    for (heading, system), verdict in judge(gains).items():
+        found.setdefault(heading, {}).setdefault(verdict, []).append(system)
+    said = {
+        heading: sorted(f"{verdict}: {listed(systems)}" for verdict, systems in by_verdict.items())
+        for heading, by_verdict in found.items()
+    }
+    return [f"{heading}: {'; '.join(phrases)}." for heading, phrases in said.items()]
 
 
 def main(record: Record) -> list[Page]:
@@ -109,7 +97,7 @@ def main(record: Record) -> list[Page]:
     if not worlds:
         return []
     names = headings(worlds)
-    table, said = pairs(worlds)
+    table, said = pairs(record, worlds)
     figures, pictures, silent, rewards = [], [], [], []
     for name, (world, rows) in zip(names, worlds, strict=True):
         of_this = drawn(record, world, rows, FIGURES)
@@ -122,31 +110,30 @@ def main(record: Record) -> list[Page]:
         rewards.append(curves)
     places = "; ".join(world.name for world, _ in worlds)
     blocks = [
-        f"{SHOWN} over the whole catalogue, all test rows ({places}). {OVER_SEEDS}",
+        f"{SHOWN} over the whole catalogue, all test rows ({places}). {INTERVALS}",
         "## By item",
         "A hit is the item itself. Policies name a SID, which a few items may share; they get the exact expectation "
         "over the order of those items. This is the ruler of every verdict below.",
-        quality(worlds, "item"),
+        quality(record, worlds, "item"),
         "## By SID",
         "A hit is the target's SID, as papers count that compare strings. What names items directly is not listed.",
-        quality(worlds, "SID"),
+        quality(record, worlds, "SID"),
         "## Verdicts",
         table,
         bullets(said),
         "## What the policies have learnt",
         "Exact match (by SID) of the first item, on rows that stages 1 and 2 were trained on and on rows they never "
         "saw.",
-        learnt(worlds),
+        learnt(record, worlds),
         bullets(silent),
         markdown_table(pd.concat(rewards)),
     ]
-    if systems := systems_table(worlds):
+    if systems := systems_table(record, worlds):
         blocks += [
             "## Other reasoning systems",
-            f"{SHOWN} by item, each system less its starting checkpoint or a control ([what each is]"
-            "(../systems.md)), not corrected for the number of systems.",
+            f"{SHOWN} by item, each system less its starting checkpoint or a control ([what each is](../systems.md)).",
             systems,
-            bullets(of_systems(worlds)),
+            bullets(of_systems(record, worlds)),
         ]
     blocks += [
         *pictures,

@@ -4,7 +4,7 @@ A page is made of the committed record alone. No number and no verdict in it is 
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,8 +16,10 @@ from artefacts import ONE_WORLD
 from sapo.analysis.plots import METHOD_COLORS, WITHOUT_SEEDS, method_label
 from sapo.analysis.ranks import Ranks
 from sapo.analysis.results import read_csv, read_results, to_numbers
-from sapo.analysis.statistics import Interval, seed_interval
+from sapo.analysis.statistics import Difference, Interval, seed_difference, seed_interval
+from sapo.analysis.verdicts import mean_half
 from sapo.errors import InputError
+from sapo.study import AXES
 from sapo.suite import BASELINES, FUSIONS
 from sapo.systems import SYSTEMS
 
@@ -31,9 +33,12 @@ DATASETS = {
 }
 SPLITS = {"leave_one_out": "leave-one-out", "published_test": "chronological pairs"}
 ITEM_NAMERS = {*WITHOUT_SEEDS, *BASELINES, *FUSIONS} | {n for n, system in SYSTEMS.items() if system.fits}
-OVER_SEEDS = (
-    "Intervals are 95 % t intervals over seeds, each seed with its own supervised stages; differences are paired by "
-    "seed, and intervals are not corrected for their number."
+PRESETS = ("quick", "study")  # the first ones of a data set; others follow by name
+INTERVALS = (
+    "After ± stands half of the 95 % t interval over seeds, each of which has its own supervised stages. Differences "
+    "are paired, by user and seed where the record has the ranks of both methods in every test row, else by seed; "
+    "their 95 % intervals are not corrected for their number, and who is ahead or behind is said after Holm's "
+    "correction over the list or table that it stands in."
 )
 MARKER = "<!-- generated: {name} -->", "<!-- /generated -->"
 
@@ -58,8 +63,16 @@ class World:
         return f"{dataset_name(self.dataset)}{where}, preset {self.preset}"
 
     @property
+    def axes(self) -> tuple[str, ...]:
+        """The axes of the study that train in it."""
+        recipe = self.dataset, self.preset
+        return tuple(name for name, axis in AXES.items() if recipe in {(r.world.name, r.preset) for r in axis.recipes})
+
+    @property
     def command(self) -> str:
-        """What trains its policies again, up to the folder of results."""
+        """What trains its policies again, up to the folder of results; of a world of the study, its first axis."""
+        if self.axes:
+            return study_command(self.axes[0])
         given = f"--data {self.dataset}"
         if self.dataset.startswith(REASONING):
             given = ""
@@ -121,6 +134,13 @@ class Record:
         return pd.read_csv(self.folder / "dynamics.csv.gz")
 
     @cached_property
+    def looks(self) -> pd.DataFrame:
+        """What validation saw at every learning rate; without rows where no run looked."""
+        path = self.folder / "looks.csv.gz"
+        columns = [*ONE_WORLD, "method", "seed", "learning_rate", "step", "metric", "value"]
+        return pd.read_csv(path) if path.is_file() else pd.DataFrame(columns=columns)
+
+    @cached_property
     def rollouts(self) -> pd.DataFrame:
         """Which levels of stage-2 rollouts match."""
         return pd.read_csv(self.folder / "rollouts.csv.gz")
@@ -128,7 +148,7 @@ class Record:
     @cached_property
     def ranks(self) -> Ranks:
         """The rank of the target in every test row."""
-        return Ranks(self.folder)
+        return Ranks(self.folder, self.results)
 
     @cached_property
     def claims(self) -> pd.DataFrame:
@@ -138,15 +158,87 @@ class Record:
         return to_numbers(read_csv(path, (*texts, "value", "low", "high")), ["value", "low", "high"], str(path))
 
     def worlds(self, prefix: str) -> Iterator[tuple[World, pd.DataFrame]]:
-        """Rows of every world whose data set's name begins so, first the preset `quick`."""
+        """Rows of every world whose data set's name begins so, in the order of `PRESETS`."""
         rows = self.results[self.results["dataset"].str.startswith(prefix)]
-        groups = sorted(rows.groupby(ONE_WORLD), key=lambda group: (group[0][2] != "quick", group[0]))
-        for key, of_world in groups:
+        place = lambda preset: PRESETS.index(preset) if preset in PRESETS else len(PRESETS)  # noqa: E731
+        for key, of_world in sorted(rows.groupby(ONE_WORLD), key=lambda group: (place(group[0][2]), group[0])):
             yield World(*key), of_world
+
+    def scores(self, rows: pd.DataFrame, metric: str, by: str = "item") -> "Scores":
+        """A metric of one world's methods.
+
+        Args:
+            rows: of one world.
+            by: as of `by_seed`.
+        """
+        world = World(*rows.iloc[0][ONE_WORLD])
+        ruler = metric if made_up(world.dataset) else f"{by.lower()}/{metric}"  # where items are SIDs, either will do
+        return Scores(by_seed(rows, metric, by), world, ruler, self.ranks)
 
     def curves(self, world: World) -> pd.DataFrame:
         """Rows of `dynamics` of one world."""
         return of_world(self.dynamics, world)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """A metric of one world's methods, and what one of them has over another.
+
+    Args:
+        values: a row a seed, a column a method.
+        world: whose methods they are.
+        metric: as `ranks` calls it.
+        ranks: of the test rows.
+    """
+
+    values: pd.DataFrame
+    world: World
+    metric: str
+    ranks: Ranks
+
+    def __contains__(self, method: str) -> bool:
+        return method in self.values
+
+    @property
+    def methods(self) -> list[str]:
+        """The measured ones, the best first."""
+        return list(self.values.mean().sort_values(ascending=False, kind="stable").index)
+
+    def mean(self, method: str) -> Interval:
+        """Of a method, over its seeds; without an interval where nothing in it is random."""
+        of_method = self.values[method].dropna().to_numpy(float)
+        if method in WITHOUT_SEEDS:
+            return Interval(float(of_method[0]), np.nan, np.nan)
+        return seed_interval(of_method)
+
+    def cell(self, method: str) -> str:
+        """The mean for a table; nothing where the method is not measured."""
+        return mean_half(self.mean(method)) if method in self else ""
+
+    def gain(self, one: str, other: str) -> Difference | None:
+        """What a method has over another one; None where they share no seed.
+
+        Over users and seeds where both have ranks, else over seeds alone. A single seed leaves no interval: users alone
+        do not tell what another training run would change.
+        """
+        if one not in self or other not in self:
+            return None
+        differences = (self.values[one] - self.values[other]).dropna().to_numpy(float)
+        if not len(differences):
+            return None
+        keys = [(self.world.dataset, self.world.split, self.world.preset, name) for name in (one, other)]
+        if len(differences) > 1 and all(self.ranks.holds(key, self.metric) for key in keys):
+            return self.ranks.gain(*keys, self.metric)
+        return seed_difference(differences)
+
+    def gains(self, pairs: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Difference]:
+        """Of the pairs, those that are both measured."""
+        return {pair: gain for pair in pairs if (gain := self.gain(*pair)) is not None}
+
+
+def study_command(axis: str) -> str:
+    """What runs an axis of the study again and adds it to the record."""
+    return f"sapo study {axis} --out my/results --record paper_figures/data"
 
 
 def headings(worlds: Sequence[tuple[World, pd.DataFrame]]) -> list[str]:
@@ -193,28 +285,6 @@ def by_seed(rows: pd.DataFrame, metric: str, by: str = "item") -> pd.DataFrame:
     else:
         other, kept = by_sid, [name for name in plain if name not in ITEM_NAMERS or one_to_one]
     return pd.concat([plain[[name for name in kept if name not in other]], other], axis=1)
-
-
-def gain(values: pd.DataFrame, one: str, other: str) -> tuple[Interval, str] | None:
-    """What a method has over another one and the replicates; None where they share no seed.
-
-    The one place that decides which interval the pages of policies show.
-    """
-    if one not in values or other not in values:
-        return None
-    difference = values[one] - values[other]
-    difference = difference.dropna().to_numpy(float)
-    if not len(difference):
-        return None
-    return seed_interval(difference), f"{len(difference)} seed{'s' if len(difference) > 1 else ''}"
-
-
-def mean(values: pd.DataFrame, method: str) -> Interval:
-    """Of a method, over its seeds; without an interval where nothing in it is random."""
-    of_method = values[method].dropna().to_numpy(float)
-    if method in WITHOUT_SEEDS:
-        return Interval(float(of_method[0]), np.nan, np.nan)
-    return seed_interval(of_method)
 
 
 def label(method: str) -> str:

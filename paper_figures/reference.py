@@ -58,6 +58,8 @@ TESTS = {
     "sapo_gated": "test_gates_pay_only_under_a_right_prefix",
     "sapo_suffix": "test_suffix_credit_by_hand",
     "sapo_fallback": "test_outcome_first_by_hand",
+    "sapo_no_std": "test_scales_of_sapo_by_hand",
+    "sapo_batch_std": "test_scales_of_sapo_by_hand",
     "grpo_step_reward": "test_rewards_by_hand",
     "sapo_outcome_reward": "test_outcome_reward_with_step_credit_is_the_trajectory_advantage_at_every_step",
     "sapo_sequence_mean": "test_step_mean_gives_equal_credit_equal_mass_whatever_the_lengths",

@@ -1,28 +1,27 @@
 """What a page says of the policies of one world: their results, what they gain, what training did to rewards."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import pandas as pd
+import torch
 from fig_advantage_distributions import matches
 from pages import (
-    OVER_SEEDS,
+    INTERVALS,
     Record,
+    Scores,
     World,
     bullets,
-    by_seed,
-    gain,
     headings,
     in_order,
     label,
     markdown_table,
-    mean,
     of_world,
     picture,
 )
 
 from sapo.analysis.plots import WITHOUT_SEEDS
-from sapo.analysis.statistics import seed_interval
-from sapo.analysis.verdicts import comparison, mean_half, signed, tally
+from sapo.analysis.statistics import Difference, seed_interval
+from sapo.analysis.verdicts import comparison, judge, signed, tally
 from sapo.credit.objectives import OBJECTIVES
 from sapo.systems import SYSTEMS
 
@@ -47,23 +46,29 @@ def trained(worlds: Iterable[tuple[World, pd.DataFrame]]) -> list[tuple[World, p
     return [(world, rows) for world, rows in worlds if rows["method"].isin([START, *OBJECTIVES]).any()]
 
 
-def results_table(rows: pd.DataFrame) -> str:
-    """Every policy of a world, what it is compared with, and its paired difference to the start; the best first."""
-    values, first = by_seed(rows, METRIC), by_seed(rows, "recall@1")
+def results_table(record: Record, rows: pd.DataFrame, methods: Collection[str] | None = None) -> str:
+    """Policies of a world, what they are compared with, and their paired differences to the start; the best first.
+
+    Args:
+        methods: which objectives; all where None. What is no objective always stands there.
+    """
+    scores, first = record.scores(rows, METRIC), record.scores(rows, "recall@1")
     settings = rows[rows["metric"].isin(["updates", "learning_rate"])]
     settings = settings.pivot_table("value", "method", "metric", aggfunc="max")
-    methods = [name for name in values if name not in OF_SYSTEMS]
     lines = []
-    for name in sorted(methods, key=lambda name: -values[name].mean()):
-        over_start = gain(values, name, START) if name.split(" ")[0] in OBJECTIVES else None
+    for name in scores.methods:
+        objective = name.split(" ")[0] in OBJECTIVES
+        if name in OF_SYSTEMS or (objective and methods is not None and name not in methods):
+            continue
+        over_start = scores.gain(name, START) if objective else None
         known = settings.loc[name] if name in settings.index else pd.Series(dtype=float)
         lines.append(
             {
                 "method": label(name),
-                SHOWN: mean_half(mean(values, name)),
-                "Recall@1": mean_half(mean(first, name)) if name in first else "",
-                f"{SHOWN} - {label(START)}": signed(over_start[0]) if over_start else "",
-                "seeds": "" if name in WITHOUT_SEEDS else str(values[name].notna().sum()),
+                SHOWN: scores.cell(name),
+                "Recall@1": first.cell(name),
+                f"{SHOWN} - {label(START)}": signed(over_start) if over_start else "",
+                "seeds": "" if name in WITHOUT_SEEDS else str(scores.values[name].notna().sum()),
                 "updates": _number(known.get("updates")),
                 "learning rate": _number(known.get("learning_rate")),
             }
@@ -71,61 +76,78 @@ def results_table(rows: pd.DataFrame) -> str:
     return markdown_table(pd.DataFrame(lines))
 
 
-def verdicts(rows: pd.DataFrame, pairs: tuple[tuple[str, str], ...] = PAIRS) -> list[str]:
-    """A sentence for each pair that the world has."""
-    values = by_seed(rows, METRIC)
-    return [
-        comparison(label(one), label(other), SHOWN, *found)
-        for one, other in pairs
-        if (found := gain(values, one, other)) is not None
-    ]
+def comparisons(scores: Scores, pairs: Iterable[tuple[str, str]] = PAIRS) -> dict[tuple[str, str], str]:
+    """A sentence for each pair that the world has; their verdicts are corrected for the number of them."""
+    gains = scores.gains(pairs)
+    verdicts = judge(gains)
+    return {
+        pair: comparison(label(pair[0]), label(pair[1]), SHOWN, gain, verdicts[pair]) for pair, gain in gains.items()
+    }
 
 
-def objectives_beside(rows: pd.DataFrame, other: str) -> str | None:
+def answer(scores: Scores) -> str:
+    """Of the sentences, what an index of pages says of a world."""
+    said = comparisons(scores)
+    return " ".join(said[pair] for pair in (("sapo", "grpo"), (START, NO_THINKING)) if pair in said)
+
+
+def objectives_beside(scores: Scores, other: str, methods: Iterable[str] = tuple(OBJECTIVES)) -> str | None:
     """How many objectives are ahead of one method; None where there are fewer than two."""
-    values = by_seed(rows, METRIC)
-    names = [name for name in in_order(list(OBJECTIVES)) if name != other]
-    gains = {label(name): found[0] for name in names if (found := gain(values, name, other)) is not None}
+    found = scores.gains((name, other) for name in in_order(list(methods)) if name != other)
+    gains = {label(name): gain for (name, _), gain in found.items()}
     return tally(gains, label(other), SHOWN) if len(gains) > 1 else None
 
 
-def systems_table(worlds: list[tuple[World, pd.DataFrame]]) -> str | None:
+def systems_gains(scores: Scores) -> dict[str, Difference]:
+    """What each reasoning system of a world has over its start or control."""
+    pairs = ((name, CONTROLS.get(name, system.start)) for name, system in SYSTEMS.items())
+    return {name: gain for (name, _), gain in scores.gains(pairs).items()}
+
+
+def systems_table(record: Record, worlds: list[tuple[World, pd.DataFrame]]) -> str | None:
     """Every reasoning system less its start or control, two columns a world that has any, the best of the first world
     first; None where no world has."""
     worlds = [(world, rows) for world, rows in worlds if rows["method"].isin(list(SYSTEMS)).any()]
-    tables = [by_seed(rows, METRIC) for _, rows in worlds]
-    named = [name for name in SYSTEMS if any(name in values for values in tables)]
+    tables = [record.scores(rows, METRIC) for _, rows in worlds]
+    named = [name for name in SYSTEMS if any(name in scores for scores in tables)]
     if not named:
         return None
+    gains = [systems_gains(scores) for scores in tables]
     lines = []
-    for name in sorted(named, key=lambda name: -tables[0][name].mean() if name in tables[0] else 1.0):
-        beside = CONTROLS.get(name, SYSTEMS[name].start)
-        line = {"system": name, "less": label(beside)}
-        for heading, values in zip(headings(worlds), tables, strict=True):
-            found = gain(values, name, beside)
-            line[heading] = mean_half(mean(values, name)) if name in values else ""
-            line[f"{heading}: difference"] = signed(found[0]) if found else ""
+    for name in sorted(named, key=lambda name: -tables[0].mean(name).value if name in tables[0] else 1.0):
+        line = {"system": name, "less": label(CONTROLS.get(name, SYSTEMS[name].start))}
+        for heading, scores, differences in zip(headings(worlds), tables, gains, strict=True):
+            line[heading] = scores.cell(name)
+            line[f"{heading}: difference"] = signed(differences[name]) if name in differences else ""
         lines.append(line)
     return markdown_table(pd.DataFrame(lines))
 
 
-def silence(rollouts: pd.DataFrame, world: World) -> str | None:
-    """How many groups an exact match and a single step leave without signal, in rollouts of the start."""
+def zero_variance(rollouts: pd.DataFrame, world: World) -> tuple[int, list[float]] | None:
+    """The size of a group of the start's rollouts, and the share of groups without variance, in exact match and then in
+    each step, mean over seeds; None where none are recorded."""
     rows = of_world(rollouts, world)
     if rows.empty:
         return None
-    exact, steps = [], []
+    size, shares = 0, []
     for _, of_seed in rows.groupby("seed"):
         match, size = matches(of_seed)
         groups = match.view(-1, size, match.shape[1])
-        silent = lambda hits: float((hits.amax(1) == hits.amin(1)).float().mean())  # noqa: E731
-        exact.append(silent(groups.prod(2)))
-        steps.append([silent(groups[:, :, level]) for level in range(match.shape[1])])
-    by_step = [seed_interval(list(shares)).value for shares in zip(*steps, strict=True)]
+        hits = torch.cat([groups.prod(2, keepdim=True), groups], dim=2)
+        shares.append((hits.amax(1) == hits.amin(1)).double().mean(0).tolist())
+    return size, [seed_interval(of_column).value for of_column in zip(*shares, strict=True)]
+
+
+def silence(rollouts: pd.DataFrame, world: World) -> str | None:
+    """How many groups an exact match and a single step leave without signal, in rollouts of the start."""
+    found = zero_variance(rollouts, world)
+    if found is None:
+        return None
+    size, (exact, *by_step) = found
     shown = ", ".join(f"{share:.0%} of step {level}" for level, share in enumerate(by_step, start=1))
     return (
-        f"Zero-variance groups, in which all {size} completions of the start fare alike: "
-        f"{seed_interval(exact).value:.0%} in exact match; {shown}."
+        f"Zero-variance groups, in which all {size} completions of the start fare alike: {exact:.0%} in exact match; "
+        f"{shown}."
     )
 
 
@@ -152,12 +174,13 @@ def training(curves: pd.DataFrame, methods: tuple[str, ...] = ("sapo", "grpo")) 
 def section(record: Record, world: World, rows: pd.DataFrame, figures: tuple[str, ...]) -> list[str]:
     """A world under a heading of its own."""
     tested = int(rows.loc[rows["metric"] == METRIC, "n"].max())
-    said = [*verdicts(rows)]
-    said += [words for other in ("grpo", START) if (words := objectives_beside(rows, other))]
+    scores = record.scores(rows, METRIC)
+    said = [*comparisons(scores).values()]
+    said += [words for other in ("grpo", START) if (words := objectives_beside(scores, other))]
     blocks = [
         f"## {world.name[0].upper()}{world.name[1:]}",
-        f"{tested:,} test rows, the whole catalogue ranked; thoughts are greedy, then 10 beams search. {OVER_SEEDS}",
-        results_table(rows),
+        f"{tested:,} test rows, the whole catalogue ranked; thoughts are greedy, then 10 beams search. {INTERVALS}",
+        results_table(record, rows),
         bullets(said),
     ]
     if quiet := silence(record.rollouts, world):

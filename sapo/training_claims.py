@@ -9,15 +9,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import pandas as pd
-from scipy import stats
 
 from sapo.analysis.findings import Finding, finding
 from sapo.analysis.ranks import Ranks
 from sapo.analysis.results import WORLD, read_results
 from sapo.analysis.stability import best_rate, cells
-from sapo.analysis.statistics import Difference, Interval, beyond_noise, seed_interval
+from sapo.analysis.statistics import Difference, Interval, beyond_noise, seed_difference
 
 PAPER, REVIEW, OURS = "SAPO (2605.17648)", "a review of the paper", "our question"
 METRIC, SHOWN = "ndcg@10", "NDCG@10"
@@ -64,11 +62,10 @@ def stabilises(record: Path) -> Iterator[Finding]:
             ("worst fall of validation NDCG@10 below the start, as a share of it, each at its best rate", falls),
             ("share of the rates of the grid that end below the start", shares),
         ):
-            difference = _over_seeds((by_seed["sapo"] - by_seed["grpo"]).dropna())
-            if difference.seeds >= FEWEST_SEEDS:
-                asked.append(
-                    Asked("Step credit stabilises training", PAPER, f"{_name(key)}: {what}, SAPO less GRPO", difference)
-                )
+            differences = (by_seed["sapo"] - by_seed["grpo"]).dropna().to_numpy(float)
+            if len(differences) >= FEWEST_SEEDS:
+                experiment = f"{_name(key)}: {what}, SAPO less GRPO"
+                asked.append(Asked("Step credit stabilises training", PAPER, experiment, seed_difference(differences)))
     yield from _judged(asked, more="fails: less stable", less="holds")
 
 
@@ -96,13 +93,17 @@ def sparsest(record: Path) -> Iterator[Finding]:
         if len(rarity) < 2:
             continue
         rare, common = rarity.index[0], rarity.index[-1]
-        difference = _over_seeds((gains[rare] - gains[common]).dropna())
-        if difference.seeds >= FEWEST_SEEDS:
+        differences = (gains[rare] - gains[common]).dropna().to_numpy(float)
+        if len(differences) >= FEWEST_SEEDS:
             what = (
                 f"{dataset}: SAPO - GRPO in {SHOWN} where {rarity[rare]:.2%} of the start's completions are right, "
                 f"less the same where {rarity[common]:.2%} are"
             )
-            asked.append(Asked("Step credit gains most where exact matches are rarest", PAPER, what, difference))
+            asked.append(
+                Asked(
+                    "Step credit gains most where exact matches are rarest", PAPER, what, seed_difference(differences)
+                )
+            )
     yield from _judged(asked, more="holds", less="fails: it gains least there")
 
 
@@ -151,16 +152,6 @@ def _compared(record: Path, claim: str, said_by: str, one: str, other: str) -> l
             what = f"{_name(key)}: {NAMES[one]} - {NAMES[other]} in {SHOWN} by SID"
             asked.append(Asked(claim, said_by, what, ranks.gain(ours, theirs, METRIC)))
     return asked
-
-
-def _over_seeds(values: pd.Series) -> Difference:
-    """Mean, t interval and t test of numbers of which there is one a seed."""
-    if len(values) < 2:
-        return Difference(float(values.mean()) if len(values) else np.nan, np.nan, np.nan, np.nan, 0, len(values))
-    interval = seed_interval(values.to_numpy(float))
-    same = float(values.std()) == 0
-    p_value = float(interval.value == 0) if same else float(stats.ttest_1samp(values, 0).pvalue)
-    return Difference(*interval, p_value, 0, len(values))
 
 
 def _judged(asked: list[Asked], more: str, less: str) -> Iterator[Finding]:

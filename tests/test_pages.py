@@ -3,10 +3,13 @@
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
+from sapo.analysis.ranks import Ranks, add_ranks
 from sapo.analysis.results import write_results
+from sapo.analysis.statistics import seed_difference
 from sapo.errors import InputError
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "paper_figures"
@@ -40,6 +43,12 @@ def record(tmp_path):
         for seed in range(3)
         for metric, value in (("ndcg@10", level + seed / 128), ("recall@1", level / 2), ("updates", 300.0))
     ]
+    rows += [
+        rows[0]
+        | {"preset": preset, "method": "stage2", "seed": seed, "metric": "rollouts/exact", "value": 0.01 * level}
+        for preset, level in (("quick", 1), ("study-200", 2))
+        for seed in range(3)
+    ]
     rows.append(rows[0] | {"method": "optimum", "metric": "ndcg@10", "value": 0.7, "source": "exact"})
     table = pd.DataFrame(rows).assign(split="leave_one_out", n=100, run="r")
     write_results(table.assign(source=table["source"].fillna("measured")), tmp_path / "results.csv")
@@ -51,6 +60,8 @@ def record(tmp_path):
         for level, hit in ((1, prompt == rollout == 0), (2, True))
     ]
     pd.DataFrame(match).to_csv(tmp_path / "rollouts.csv.gz", index=False)
+    elsewhere = {"dataset": "shop", "split": "published_test", "preset": "quick", "method": "sapo", "seed": 0}
+    add_ranks([(pd.DataFrame({"user": ["ann"], "rank": [1]}), elsewhere)], tmp_path)
     curves = [
         {**world, "method": "sapo", "seed": 0, "step": step, "metric": "rewards/exact/mean", "value": step / 10}
         for step in (1, 5)
@@ -79,7 +90,7 @@ def test_worlds_of_reasoning_are_picked_up_and_ordered_by_their_start(record):
     assert set(page.figures) == {
         f"{name}-reasoning-leave_one_out-quick"
         for name in ("fig_training_dynamics", "fig_objectives", "fig_advantage_distributions")
-    } | set(page_reasoning_world.SPARSITY)
+    } | {"fig_sparsity"}
     assert page_reasoning_world.main(record) == [page]
 
 
@@ -93,8 +104,9 @@ def test_the_front_page_takes_one_world_of_each_kind(record):
     assert "| Bayes optimum | 0.700 |  |" in lines
     assert len(lines) <= 8
     said = make_pages.finding(record)
-    assert said.startswith("SAPO ranks better than GRPO on the reasoning world; SAPO and GRPO are the same on the")
-    assert "Thinking first ranks better than not thinking on the reasoning world" in said
+    assert said.startswith("On the reasoning world thinking pays: NDCG@10 is 0.108 with a thought, 0.028 without.")
+    assert "SAPO and GRPO are the same on the control world." in said
+    assert "Not thinking ranks better than thinking first on the control world" in said
 
 
 def test_a_record_without_the_world_says_so(record):
@@ -125,14 +137,138 @@ def test_policies_count_by_item_and_others_as_they_are():
     assert ours.to_dict() == {"sapo": 0.3, "cooccurrence": 0.2, "grpo": 0.5}
 
 
-def test_a_pair_is_compared_on_the_seeds_it_shares():
-    from pages import gain
+def test_a_pair_is_compared_on_the_seeds_it_shares(record):
+    from pages import Scores, World
 
     values = pd.DataFrame({"a": [0.3, 0.5, None], "b": [0.1, 0.1, 0.9], "c": [None, None, 0.2]})
-    interval, over = gain(values, "a", "b")
-    assert (interval.value, over) == (pytest.approx(0.3), "2 seeds")
-    assert gain(values, "a", "c") is None
-    assert gain(values, "a", "d") is None
+    scores = Scores(values, World("office", "published_test", "quick"), "item/ndcg@10", record.ranks)
+    assert scores.gain("a", "b") == seed_difference(np.array([0.3, 0.5]) - 0.1)
+    assert scores.gain("a", "c") is None
+    assert scores.gain("a", "d") is None
+    assert list(scores.gains([("a", "b"), ("a", "c"), ("b", "c")])) == [("a", "b"), ("b", "c")]
+    assert scores.gain("b", "c").seeds == 1
+
+
+STUDY = {  # dataset, preset: of each method the chance of the first rank, with seeds 0, 1 and 2
+    ("reasoning", "study"): {
+        "stage2": 0.2,
+        "stage2_no_thinking": 0.02,
+        "sapo": 0.5,
+        **dict.fromkeys(["grpo", "grpo_step_reward", "sapo_outcome_reward", "dapo", "rloo"], 0.3),
+    },
+    ("reasoning", "study-start0.02"): {"stage2": 0.05, "sapo": 0.3, "grpo": 0.1},
+    ("reasoning-coupled", "study"): {"stage2": 0.2, "sapo": 0.3, "grpo": 0.3},
+}
+USERS = 300
+
+
+@pytest.fixture
+def study(tmp_path):
+    """What `sapo study` leaves in a record, of three axes at the base point and two others; ranks of all but RLOO."""
+    from pages import Record
+
+    rows, tables, looks = [], [], []
+    for (dataset, preset), methods in STUDY.items():
+        world = {"dataset": dataset, "split": "leave_one_out", "preset": preset}
+        for method, chance in methods.items():
+            for seed in range(3):
+                run = {**world, "method": method, "seed": seed}
+                hit = np.random.default_rng((seed, round(1000 * chance))).random(USERS) < chance
+                users = pd.DataFrame({"user": range(USERS), "rank": hit.astype(int)})
+                tables += [(users, run)] if method != "rloo" else []
+                metrics = {"ndcg@10": hit.mean(), "recall@1": hit.mean()}
+                if method == "stage2":
+                    metrics |= {"rollouts/exact": chance / 4, "rollouts/match_level_1": 0.5}
+                elif method != "stage2_no_thinking":
+                    metrics |= {"learning_rate": 1e-4, "updates": 400}
+                    for rate, step in ((1e-4, 0), (1e-4, 20), (1e-3, 0), (1e-3, 20)):
+                        # at the lower rate everything gains, at the higher one it falls
+                        value = 0.1 if not step else 0.15 if rate < 1e-3 else 0.05
+                        place = {"learning_rate": rate, "step": step, "metric": "valid/ndcg@10", "value": value}
+                        looks.append({**run, **place})
+                rows += [{**run, "metric": metric, "value": value} for metric, value in metrics.items()]
+    exact = {**rows[0], "method": "optimum", "metric": "ndcg@10", "value": 0.7, "source": "exact"}
+    table = pd.DataFrame([*rows, exact]).assign(n=USERS, run="r")
+    write_results(table.assign(source=table["source"].fillna("measured")), tmp_path / "results.csv")
+    add_ranks(tables, tmp_path)
+    pd.DataFrame(looks).to_csv(tmp_path / "looks.csv.gz", index=False)
+    of_start = {"dataset": "reasoning", "split": "leave_one_out", "preset": "study", "seed": 0, "prompt": 0}
+    match = [{**of_start, "rollout": rollout, "level": 1, "match": rollout} for rollout in range(2)]
+    pd.DataFrame(match).to_csv(tmp_path / "rollouts.csv.gz", index=False)
+    curve = {**of_start, "method": "sapo", "step": 1, "metric": "rewards/exact/mean", "value": 0.1}
+    pd.DataFrame([curve]).to_csv(tmp_path / "dynamics.csv.gz", index=False)
+    return Record(tmp_path)
+
+
+def test_pairs_are_compared_over_users_and_seeds_where_both_have_ranks(study):
+    ((_, rows),) = [(world, rows) for world, rows in study.worlds("reasoning") if world.axes[:1] == ("base",)]
+    scores, ranks = study.scores(rows, "ndcg@10"), Ranks(study.folder)
+    keys = [("reasoning", "leave_one_out", "study", method) for method in ("sapo", "grpo")]
+    assert scores.gain("sapo", "grpo") == ranks.gain(*keys, "ndcg@10")
+    assert scores.gain("sapo", "grpo").value == pytest.approx((scores.values["sapo"] - scores.values["grpo"]).mean())
+    without = scores.gain("rloo", "grpo")
+    assert without == seed_difference((scores.values["rloo"] - scores.values["grpo"]).to_numpy())
+    assert (without.users, without.seeds) == (0, 3)
+    one_seed = study.scores(rows[(rows["seed"] == 0) | (rows["method"] == "grpo")], "ndcg@10")
+    assert np.isnan(one_seed.gain("sapo", "grpo").low)  # users alone do not tell what another run would change
+
+
+def test_the_study_is_shown_axis_by_axis_as_far_as_it_is_recorded(study):
+    import page_reasoning_world
+
+    from sapo.study import AXES
+
+    (page,) = page_reasoning_world.main(study)
+    headings = [line.removeprefix("## ") for line in page.text.splitlines() if line.startswith("## ")]
+    recorded = ("base", "components", "sparsity", "coupling", "objectives")
+    assert headings == [*(AXES[axis].question for axis in AXES if axis in recorded), "Make it again"]
+    lines = [line for line in page.text.splitlines() if line.startswith("sapo ")]
+    record = "--out my/results --record paper_figures/data"
+    assert lines == [f"sapo study {axis} {record}" for axis in AXES if axis in recorded]
+    # of one group of two completions, one is right: no group without variance
+    assert "| zero-variance groups of 2, exact match | 0% |" in page.text
+    assert "| exact match, sampled completions | 0.050 ± 0.000 |" in page.text
+    # three seeds at two rates: all end below the start at the higher one, 3 of 6 cells, whose Wilson interval is
+    # 1/2 -+ 1.96 sqrt(1/24 + 3.84 / 144) / (1 + 3.84 / 6) = .188, .812; at the lower one they gain .05 and never fall
+    assert (
+        "| 0.50 [0.19, 0.81] | 6 | 0.0001 | 0.050 ± 0.000 | 0.000 ± 0.000 | 0.000 ± 0.000 | 0.000 [0.000, 0.000] |"
+        in page.text
+    )
+    assert page_reasoning_world.main(study) == [page]
+
+
+def test_figures_of_the_study_are_those_that_their_scripts_draw(study, tmp_path_factory):
+    import fig_components
+    import fig_sparsity
+    import fig_stability
+    import page_reasoning_world
+
+    (page,) = page_reasoning_world.main(study)
+    out = tmp_path_factory.mktemp("out")
+    for script, name in (
+        (fig_components, "looks.csv.gz"),
+        (fig_stability, "looks.csv.gz"),
+        (fig_sparsity, "results.csv"),
+    ):
+        drawn = {artefact.name for artefact in script.main(out, study.folder / name)}
+        wanted = {name for name in page.figures if name.startswith(script.NAME)}
+        assert wanted
+        assert wanted <= drawn
+
+
+def test_the_front_page_says_of_the_study_what_was_found(study):
+    """The verdicts are those of Holm's correction over the four pairs of its base point."""
+    import make_pages
+
+    ((world, rows),) = make_pages.headline(study)
+    assert (world.dataset, world.preset) == ("reasoning", "study")
+    means = rows[rows["metric"] == "ndcg@10"].groupby("method")["value"].mean()
+    said = make_pages.finding(study)
+    assert f"On the reasoning world thinking pays: NDCG@10 is {means['stage2']:.3f} with a thought" in said
+    assert f"SAPO gains over its start ({means['stage2']:.3f} → {means['sapo']:.3f})" in said
+    assert "Step credit is ahead of outcome credit." in said
+    words = make_pages.where_thinking_pays("X", study.scores(rows, "ndcg@10"), {("sapo", "grpo"): "behind"})
+    assert words == "Outcome credit is ahead of step credit."
 
 
 def test_commands_name_data_and_iterations():
@@ -140,6 +276,10 @@ def test_commands_name_data_and_iterations():
 
     twice = World("synthetic", "leave_one_out", "quick-2iterations")
     assert twice.command == "sapo run --preset quick --data synthetic --iterations 2 --out my/results"
+    axis = World("reasoning", "leave_one_out", "study-start0.02")
+    assert axis.command == "sapo study sparsity --out my/results --record paper_figures/data"
+    assert World("reasoning", "leave_one_out", "study").axes == ("base", "components", "objectives")
+    assert World("reasoning", "leave_one_out", "study").command.startswith("sapo study base ")
     ours = World("reasoning", "leave_one_out", "study-350")
     assert ours.command == "sapo run --preset study-350 --out my/results"
     real = World("office", "published_test", "quick")

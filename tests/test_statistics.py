@@ -4,6 +4,8 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import stats
 
 from sapo.analysis import statistics
@@ -13,6 +15,7 @@ from sapo.analysis.statistics import (
     holm,
     paired_bootstrap,
     paired_difference,
+    seed_difference,
     seed_interval,
 )
 from sapo.errors import InputError
@@ -45,6 +48,35 @@ def test_t_interval_covers_what_it_promises():
     rng = np.random.default_rng(0)
     covered = [i.low < 0 < i.high for i in (seed_interval(row) for row in rng.normal(size=(2000, 3)))]
     assert np.mean(covered) == pytest.approx(0.95, abs=0.015)  # three standard errors of 2000 trials
+
+
+def test_differences_over_seeds_by_hand():
+    """1, 2, 3: t = 2 / (1 / sqrt 3) = 3.4641; with two degrees of freedom its two-sided p is 1 - t / sqrt(t^2 + 2) =
+    1 - sqrt(12 / 14)."""
+    found = seed_difference([1.0, 2.0, 3.0])
+    assert found[:3] == tuple(seed_interval([1.0, 2.0, 3.0]))
+    assert found.p_value == pytest.approx(1 - math.sqrt(12 / 14))
+    assert (found.users, found.seeds) == (0, 3)
+
+
+@given(st.lists(st.integers(-50, 50), min_size=2, max_size=8))
+def test_p_values_over_seeds_agree_with_their_interval(values):
+    """An interval of level 1 - p ends at 0, whatever the values."""
+    found = seed_difference(values)
+    if found.low < found.high and 1e-6 < found.p_value < 1 - 1e-6:
+        bounds = seed_difference(values, level=1 - found.p_value)
+        assert min(abs(bounds.low), abs(bounds.high)) == pytest.approx(0, abs=1e-6 * abs(found.value))
+
+
+def test_differences_over_seeds_without_spread():
+    assert seed_difference([0.25, 0.25]) == (0.25, 0.25, 0.25, 0.0, 0, 2)
+    assert seed_difference([0.0, 0.0]) == (0.0, 0.0, 0.0, 1.0, 0, 2)
+    alone = seed_difference([0.25])
+    assert math.isnan(alone.p_value)
+    assert math.isnan(alone.low)
+    assert (alone.value, alone.seeds) == (0.25, 1)
+    with pytest.raises(InputError, match="one a seed"):
+        seed_difference([])
 
 
 def test_bootstrap_by_hand():

@@ -36,7 +36,8 @@ class Difference(NamedTuple):
     """A paired difference, its interval over users and seeds, and how many of both it was measured on.
 
     The interval holds the values that a two-sided test at its level does not reject; `p_value` is that test's for 0.
-    Both are nan where a single user leaves nothing to estimate them from. With one seed they hold users alone.
+    Both are nan where a single user leaves nothing to estimate them from. With one seed they hold users alone, and with
+    0 users seeds alone.
     """
 
     value: float
@@ -221,6 +222,22 @@ def seed_interval(values: Sequence[float] | np.ndarray, level: float = 0.95) -> 
         return Interval(mean, np.nan, np.nan)
     half = float(stats.t.ppf((1 + level) / 2, len(array) - 1) * array.std(ddof=1) / np.sqrt(len(array)))
     return Interval(mean, mean - half, mean + half)
+
+
+def seed_difference(differences: Sequence[float] | np.ndarray, level: float = 0.95) -> Difference:
+    """The mean of paired differences of which there is one a seed, with Student's t interval and two-sided test.
+
+    Other users than those at hand are not in it: `users` is 0. One seed leaves nan bounds and a nan p-value.
+
+    Raises:
+        InputError: as `seed_interval`.
+    """
+    interval, seeds = seed_interval(differences, level), len(differences)
+    if seeds == 1:
+        return Difference(*interval, np.nan, 0, seeds)
+    error = float(np.std(np.asarray(differences, dtype=np.float64), ddof=1)) / seeds**0.5
+    p_value = 2 * float(stats.t.sf(abs(interval.value) / error, seeds - 1)) if error else float(interval.value == 0)
+    return Difference(*interval, p_value, 0, seeds)
 
 
 def _unit_numbers(units: ArrayLike | None, rows: int) -> ndarray:

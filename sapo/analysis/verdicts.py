@@ -1,31 +1,38 @@
-"""Numbers as sentences: who is ahead, as far as an interval tells.
+"""Numbers as sentences: who is ahead, as far as a test tells.
 
 A sentence follows from its numbers alone, so that a page made of such sentences says what was measured whichever way it
-came out.
+came out. Its interval is that of its own difference; its verdict is what Holm's correction over all differences of the
+same list or table leaves.
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Literal
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Literal, TypeVar
 
-from sapo.analysis.statistics import Interval
+from sapo.analysis.statistics import Difference, Interval, beyond_noise
 
 Verdict = Literal["ahead", "behind", "equal", "not told apart", "unknown"]
+Name = TypeVar("Name", bound=Hashable)
 
 
-def judge(gain: Interval) -> Verdict:
-    """What an interval of a difference says of its sign: "equal" where all replicates agree on no difference, "unknown"
-    where one replicate leaves no interval."""
-    if math.isnan(gain.low) or math.isnan(gain.high):
-        return "unknown"
-    if gain.low > 0:
-        return "ahead"
-    if gain.high < 0:
-        return "behind"
-    return "equal" if gain.low == gain.high else "not told apart"
+def judge(gains: Mapping[Name, Difference]) -> dict[Name, Verdict]:
+    """What the differences of one list or table say of their signs, after Holm's correction over all of them: "equal"
+    where all replicates agree on no difference, "unknown" where one replicate leaves nothing to test with.
+    """
+    tested = {name: gain for name, gain in gains.items() if not math.isnan(gain.p_value)}
+    sure = dict(zip(tested, beyond_noise([gain.p_value for gain in tested.values()]), strict=True))
+    verdicts: dict[Name, Verdict] = {}
+    for name, gain in gains.items():
+        if name not in tested:
+            verdicts[name] = "unknown"
+        elif sure[name]:
+            verdicts[name] = "ahead" if gain.value > 0 else "behind"
+        else:
+            verdicts[name] = "equal" if gain.value == gain.low == gain.high else "not told apart"
+    return verdicts
 
 
-def signed(gain: Interval, digits: int = 3) -> str:
+def signed(gain: Interval | Difference, digits: int = 3) -> str:
     """A difference with its interval, "+0.002 [-0.009, +0.012]"; without one where it is not known."""
     value = f"{gain.value:+.{digits}f}"
     if math.isnan(gain.low):
@@ -45,52 +52,56 @@ def times(ratio: Interval) -> str:
     return value if math.isnan(ratio.low) else f"{value} [{low}, {high}]"
 
 
-def comparison(one: str, other: str, metric: str, gain: Interval, over: str, digits: int = 3) -> str:
+def replicates(gain: Difference) -> str:
+    """What an interval is over, "3,000 users and 5 seeds"; "5 seeds" where it holds seeds alone."""
+    counts = ((gain.users, "user"), (gain.seeds, "seed"))
+    return listed([f"{count:,} {unit}{'s' if count > 1 else ''}" for count, unit in counts if count])
+
+
+def comparison(one: str, other: str, metric: str, gain: Difference, verdict: Verdict, digits: int = 3) -> str:
     """The verdict on a pair, "SAPO - GRPO in NDCG@10: +0.002 [-0.009, +0.012] over 3 seeds: not told apart."
 
     Args:
         gain: of one over the other.
-        over: the replicates, such as "3 seeds".
+        verdict: of `judge`, over everything that stands beside it.
     """
-    words = {
+    words: dict[Verdict, str] = {
         "ahead": f"{one} is ahead",
         "behind": f"{other} is ahead",
         "equal": "the same every time",
         "not told apart": "not told apart",
         "unknown": "no interval, so no verdict",
     }
-    return f"{one} - {other} in {metric}: {signed(gain, digits)} over {over}: {words[judge(gain)]}."
+    return f"{one} - {other} in {metric}: {signed(gain, digits)} over {replicates(gain)}: {words[verdict]}."
 
 
-def tally(gains: Mapping[str, Interval], other: str, metric: str) -> str:
+def tally(gains: Mapping[str, Difference], other: str, metric: str) -> str:
     """How many of several methods are ahead of another one, by name, and how many cannot be told apart from it.
 
     Args:
-        gains: of each method over `other`, not corrected for their number.
+        gains: of each method over `other`; verdicts are corrected for their number.
     """
     words: dict[Verdict, str] = {
         "ahead": "ahead are",
         "behind": "behind are",
         "unknown": "without an interval are",
     }
-    said = []
+    said, verdicts = [], judge(gains)
     for verdict, start in words.items():
-        names = [f"{name} ({signed(gain)})" for name, gain in gains.items() if judge(gain) == verdict]
+        names = [f"{name} ({signed(gain)})" for name, gain in gains.items() if verdicts[name] == verdict]
         said += [f"{start} {listed(names)}"] if names else []
-    rest = sum(judge(gain) not in words for gain in gains.values())
+    rest = sum(verdict not in words for verdict in verdicts.values())
     said.append(f"{rest} cannot be told apart from it")
     methods = "method" if len(gains) == 1 else "methods"
-    return f"Of {len(gains)} {methods} beside {other} in {metric}, without a correction for their number: " + (
-        "; ".join(said) + "."
-    )
+    return f"Of {len(gains)} {methods} beside {other} in {metric}: {'; '.join(said)}."
 
 
-def sides(gains: Mapping[str, Interval], one: str, other: str) -> str:
+def sides(verdicts: Mapping[str, Verdict], one: str, other: str) -> str:
     """Where each of two methods ranks better, in words without numbers: "A ranks better than B on X; A and B cannot be
     told apart on Y and Z".
 
     Args:
-        gains: of `one` over `other`, by the name of the data.
+        verdicts: on `one` less `other`, by the name of the data.
     """
     words: dict[Verdict, str] = {
         "ahead": f"{one} ranks better than {other} on",
@@ -99,7 +110,7 @@ def sides(gains: Mapping[str, Interval], one: str, other: str) -> str:
         "equal": f"{one} and {other} are the same on",
         "unknown": f"a single seed says nothing of {one} and {other} on",
     }
-    by_verdict = {verdict: [name for name, gain in gains.items() if judge(gain) == verdict] for verdict in words}
+    by_verdict = {verdict: [name for name, its in verdicts.items() if its == verdict] for verdict in words}
     return "; ".join(f"{words[verdict]} {listed(names)}" for verdict, names in by_verdict.items() if names)
 
 
