@@ -152,7 +152,7 @@ QUICK = Recipe(
     evaluation=EvaluationConfig(valid_rows=500),
     ablations=("grpo_step_reward", "sapo_outcome_reward"),
     ablation_seeds=3,
-    known_rates=(("sapo", 3e-4), ("grpo", 1e-4), ("grpo_step_reward", 1e-4), ("sapo_outcome_reward", 1e-4)),
+    known_rates=(("sapo", 3e-4), ("grpo", 1e-4), ("grpo_step_reward", 3e-4), ("sapo_outcome_reward", 1e-4)),
     max_history=2,
     words_per_block=2,
     block_budget=2,
