@@ -42,6 +42,10 @@ DIAGRAM = (
         "advantage of step k"
     ),
 )
+MAIN_FIGURES = {
+    "fig_sparsity": "Gain of each objective against how rare an exact match is at the start",
+    "fig_components": "Validation NDCG@10 over updates: SAPO, GRPO and the cells between them, from the same starts",
+}
 WIDTH, COLORS = 1400, 96  # of a picture: pixels, and entries of its palette
 
 
@@ -173,9 +177,13 @@ def _place(world: World) -> str:
 
 
 def figure(pages: Iterable[Page]) -> str:
-    """The main figure, gain against sparsity; the diagram of credit where it is not made yet."""
-    names = [name for page in pages for name in page.figures if "sparsity" in name]
-    path, caption = (f"docs/results/figures/{names[0]}.png", "Gain against sparsity") if names else DIAGRAM
+    """The main figure: gain against sparsity, curves where one start alone is recorded, the diagram of credit where
+    none is."""
+    drawn = [name for page in pages for name in page.figures]
+    for kind, caption in MAIN_FIGURES.items():
+        if names := [name for name in drawn if name.split("-")[0] == kind]:
+            return f"![{caption}](docs/results/figures/{names[0]}.png)"
+    path, caption = DIAGRAM
     return f"![{caption}]({path})"
 
 

@@ -1,7 +1,6 @@
 """The world in which thinking pays: the study of it, axis by axis, as far as the record has it."""
 
 from functools import lru_cache
-from pathlib import Path
 
 import pandas as pd
 from artefacts import ONE_WORLD
@@ -47,7 +46,6 @@ FIGURES = ("fig_training_dynamics", "fig_objectives", "fig_advantage_distributio
 CELLS = ("grpo", "grpo_step_reward", "sapo_outcome_reward", "sapo")  # of the component ablation, SAPO last
 FROM_STARTS = ("base", "components", "objectives", "sparsity")  # axes that differ in nothing but the start
 BASE_AXES = ("base", "components", "objectives")  # those of the base point's world
-THEORY = [script.stem for script in Path(__file__).parent.glob("fig_theory.py")]
 CAPTIONS = {
     "fig_components": "SAPO, GRPO and the two cells between them: validation NDCG@10 over updates, each at the rate "
     "that validation chose, with 95 % t intervals over seeds; start and Bayes optimum drawn in.",
@@ -253,8 +251,7 @@ def at_base(record: Record, world: World, rows: pd.DataFrame, axis: str) -> tupl
         if "fig_stability" in pictures:
             show(pictures["fig_stability"], CAPTIONS["fig_stability"])
             blocks += [stability_table(looks), bullets(DEFINITIONS)]
-        for name in THEORY:
-            show(name, CAPTIONS[name])
+        show(f"fig_theory-{world.dataset}", CAPTIONS["fig_theory"])
     return blocks, figures
 
 

@@ -121,8 +121,9 @@ def test_make_all_writes_every_artefact_and_an_index(out):
     make_all = import_module("make_all")
     made = make_all.main(out)
     scripts = {path.stem for path in SCRIPTS.glob("[ft][ia][gb]*_*.py")}
-    others = {"table_stability"}  # which comes with its figure; no other recommender was fitted
-    assert {artefact.name for artefact in made} == (scripts | others) - {"table_systems"}
+    beside = {"table_stability": "fig_stability", "table_theory": "fig_theory", "table_theory_agreement": "fig_theory"}
+    # no other recommender was fitted
+    assert {artefact.name for artefact in made} == (scripts | set(beside)) - {"table_systems"}
     page = (out / "index.html").read_text(encoding="utf-8")
     for artefact in made:
         suffixes = {".csv", ".tex"} if artefact.name.startswith("table") else {".pdf", ".png"}
@@ -130,7 +131,7 @@ def test_make_all_writes_every_artefact_and_an_index(out):
         for path in artefact.files:
             assert path.stat().st_size > 100
             assert f'href="{path.relative_to(out).as_posix()}"' in page
-        script = "fig_stability" if artefact.name in others else artefact.name
+        script = beside.get(artefact.name, artefact.name)
         assert f"python paper_figures/{script}.py --out {out}" in page
     assert "2 runs, 3.0 minutes" in page
     assert "2026-01-01T00:00:00+00:00" in page
