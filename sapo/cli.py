@@ -434,7 +434,9 @@ class Claims:
     """Test the claims of the paper and its critics: each a number with an interval and a computed verdict.
 
     1 an outcome reward makes step credit trajectory credit, 2 signs differ within a completion, 3 starvation, 4 who
-    maximises matches maximises exact match, 5 sparsity, 6 chance matches, 7 division by the std, 8 the layout.
+    maximises matches maximises exact match, 5 sparsity, 6 chance matches, 7 division by the std, 8 the layout; of
+    training 9 stability, 10 gains over the start, 11 gains where exact matches are rarest, 12 step against outcome
+    credit, 13 both components, 14 graded credit, 15 whether thinking pays; 16 steps whose number the policy decides.
     """
 
     only: int | None = None
