@@ -17,10 +17,10 @@ from sapo.analysis.results import read_csv, read_results, to_numbers
 from sapo.analysis.stability import METRIC
 from sapo.analysis.statistics import Interval, seed_interval
 from sapo.credit.objectives import OBJECTIVES
-from sapo.recipes import QUICK
+from sapo.study import BASE
 
 NAME = "fig_theory"
-PROMPTS = QUICK.stage3.prompts  # of an update, in every recipe of small models
+PROMPTS = BASE.stage3.prompts  # of an update of the study
 EARLY = 100  # updates
 START = [*ONE_WORLD, "seed"]
 VARIANT = ["steps", "parameters", "goal"]
@@ -117,11 +117,16 @@ def agreement(data: pd.DataFrame) -> pd.DataFrame:
 
 def by_start(data: pd.DataFrame) -> pd.DataFrame:
     """A row a (start, method): means over seeds of log worth and gain, their ranks within the start (1 is best), and by
-    how many ranks training differs from the prediction of own parameters (positive: better than predicted)."""
+    how many ranks training differs from the prediction of own parameters (positive: better than predicted).
+    Of the seeds that every method of a start has."""
     steps, goal = SHOWN
     data = data[(data["steps"] == steps) & (data["goal"] == goal) & (data["worth"] > 0)]
     rows = []
     for world, of_world in data.groupby(ONE_WORLD):
+        seeds_of = of_world.groupby("method")["seed"].agg(set)
+        of_world = of_world[of_world["seed"].isin(set.intersection(*seeds_of))]  # a start decides more than a method
+        if of_world.empty:
+            continue
         exact = of_world.groupby("seed")["exact_match"].first().mean()
         for method in ordered_methods(of_world["method"]):
             of_method = of_world[of_world["method"] == method]
@@ -139,6 +144,8 @@ def by_start(data: pd.DataFrame) -> pd.DataFrame:
             }
             rows.append(row)
     table = pd.DataFrame(rows)
+    if table.empty:  # no seed has all methods
+        return table
     groups = table.groupby(ONE_WORLD)
     for parameters in PARAMETERS:  # rounded, so that methods that the theory cannot tell apart share a rank
         worth = table[f"log10 worth, {parameters}"].round(6)
@@ -225,15 +232,17 @@ def main(out: Path, results: Path | None = None) -> list[Artefact]:
         )
         artefacts.append(Artefact(NAME + suffix, "Theory against training", caption, "exact, measured", files, path))
         starts = by_start(of_world).round(4)
-        caption = (
-            f"{dataset}. {model} Logarithms and gains are means over seeds, with half widths of 95 % t intervals. "
-            "Ranks are of the methods of one start; methods that the theory cannot tell apart share theirs. Ranks "
-            "apart: by how many training is better (or, negative, worse) than predicted with own parameters, at most "
-            f"{starts['ranks apart'].abs().max():g}."
-        )
-        name = f"table_theory{suffix}"
-        files = save_table(starts, out, name, caption)
-        artefacts.append(Artefact(name, "Prediction and gain", caption, "exact, measured", files, path, starts))
+        if not starts.empty:
+            caption = (
+                f"{dataset}. {model} Logarithms and gains are means over the seeds that all methods "
+                "have, with half widths of 95 % t intervals. "
+                "Ranks are of the methods of one start; methods that the theory cannot tell apart share theirs. Ranks "
+                "apart: by how many training is better (or, negative, worse) than predicted with own parameters, at "
+                f"most {starts['ranks apart'].abs().max():g}."
+            )
+            name = f"table_theory{suffix}"
+            files = save_table(starts, out, name, caption)
+            artefacts.append(Artefact(name, "Prediction and gain", caption, "exact, measured", files, path, starts))
         caption = (
             f"{dataset}. Spearman's correlation of worth and gain over all starts and methods, bootstrap intervals "
             f"over starts where there are {FEWEST} or more, and pairs of methods of one start that gained in the "

@@ -92,6 +92,20 @@ def test_gains_are_those_over_the_start_and_of_its_first_updates(theory, tmp_pat
     assert theory.gains(results)["early"].isna().all()
 
 
+def test_methods_are_ranked_on_the_same_seeds(theory, tmp_path):
+    """GRPO has all three seeds, the outcome reward two: the theory cannot tell them apart."""
+    results = write_study(tmp_path)
+    lacking = (results["method"] == "sapo_outcome_reward") & (results["seed"] == 2)
+    write_results(results[~lacking], tmp_path / "results.csv")
+    table = theory.main(tmp_path)[1].table.set_index(["preset", "method"])
+    assert table["seeds"].tolist() == [2] * 6
+    for preset in WORLDS:
+        of_start = table.loc[preset]
+        for parameters in ("shared", "own"):
+            ranks = of_start[f"rank predicted, {parameters}"]
+            assert ranks["GRPO"] == ranks["SAPO, outcome reward"]
+
+
 def test_artefacts(theory, tmp_path):
     write_study(tmp_path)
     figure, starts, agreement = theory.main(tmp_path)
