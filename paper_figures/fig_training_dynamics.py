@@ -20,6 +20,7 @@ METHODS = ["sapo", "grpo"]
 RESAMPLING = "dapo"
 NAME = "fig_training_dynamics"
 GRADIENT = "log10 grad_norm"
+OPTIONAL = (GRADIENT, "frac_zero_credit", "valid/ndcg@10")  # not of every run: some look at no validation rows
 
 
 def draw(rows: pd.DataFrame, window: int) -> Figure:
@@ -47,7 +48,7 @@ def draw(rows: pd.DataFrame, window: int) -> Figure:
     figure, axes = plt.subplot_mosaic(mosaic, figsize=(FULL_WIDTH, 6.4))
     for row in panels:
         for metric, title in row:
-            if not (rows["metric"] == metric).any():  # runs that look at no validation rows, say
+            if metric in OPTIONAL and not (rows["metric"] == metric).any():
                 axes[metric].set_axis_off()
                 continue
             share = metric.startswith(("rewards/", "frac_"))
