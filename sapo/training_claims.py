@@ -32,7 +32,7 @@ NAMES = {
 
 
 class Asked(NamedTuple):
-    """A difference to judge: what it is of, and what the verdict says of either sign."""
+    """A difference to judge, and the row of the ledger that it is of."""
 
     claim: str
     said_by: str
