@@ -13,7 +13,7 @@ import reference
 from artefacts import RECORD
 from pages import REASONING, Page, Record, Scores, World, dataset_name, fill, label, made_up, markdown_table
 from PIL import Image
-from worlds import METRIC, NO_THINKING, SHOWN, START
+from policies import METRIC, NO_THINKING, SHOWN, START
 
 from sapo.analysis.verdicts import Verdict, judge, sides
 from sapo.errors import InputError

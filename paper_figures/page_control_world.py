@@ -1,7 +1,7 @@
 """The control world, in which the next item follows from the last one and a thought can add nothing."""
 
 from pages import CONTROL, Page, Record, bullets, commands
-from worlds import METRIC, answer, drawn, section, systems_table, trained
+from policies import METRIC, answer, drawn, section, systems_table, trained
 
 FIGURES = ("fig_objectives", "fig_training_dynamics", "fig_advantage_distributions")
 

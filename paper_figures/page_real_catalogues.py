@@ -2,7 +2,7 @@
 
 import pandas as pd
 from pages import INTERVALS, Page, Record, World, bullets, commands, headings, label, made_up, markdown_table, picture
-from worlds import (
+from policies import (
     METRIC,
     NO_THINKING,
     PAIRS,

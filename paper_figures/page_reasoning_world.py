@@ -21,7 +21,7 @@ from pages import (
     picture,
     study_command,
 )
-from worlds import (
+from policies import (
     METRIC,
     NO_THINKING,
     SHOWN,

@@ -757,10 +757,11 @@ def _rounded(table: "pd.DataFrame", digits: int) -> "pd.DataFrame":
 def _sizes(data: Path | None, sids: str, split: Split, rationales: Path | None) -> tuple[int, int, int]:
     """Training rows, how many of them a teacher has explained (all where nobody was asked), and items."""
     from sapo.policy.rationales import RationaleTraces, read_rationales
-    from sapo.recipes import QUICK
+    from sapo.recipes import preset
     from sapo.runs import Job, load_world
 
-    world = load_world(Job(QUICK, "", None if data is None else str(data), sids, split))
+    name = None if data is None else str(data)
+    world = load_world(Job(preset("small", name), "", name, sids, split))  # made, it is as large as the paper preset's
     rows = explained = world.split.train
     if rationales is not None:
         traces = RationaleTraces(read_rationales(rationales, world.catalog), world.catalog.num_levels)
