@@ -1,5 +1,6 @@
 """Runs on disk: what data they see, what each is, and whether it is finished."""
 
+import glob
 import gzip
 import hashlib
 import json
@@ -22,7 +23,7 @@ from sapo.data.interactions import Interactions, Split, SplitName
 from sapo.data.reasoning import ReasoningConfig, ReasoningWorld
 from sapo.data.synthetic import SyntheticCatalogue, SyntheticConfig
 from sapo.errors import InputError
-from sapo.files import drop_halves, write_atomically
+from sapo.files import drop_halves, write_atomically, write_folder_atomically
 from sapo.recipes import Recipe
 from sapo.semantic_ids.tokenizer import refuse_another_split
 
@@ -128,8 +129,9 @@ class RunFolder:
             "seed": seed,
         }
         self.identity = _digest(config, world.split.data_hash, world.catalog.content_hash, job.code, name)
-        group = f"{world.name}-{world.split.name}-{job.recipe.preset}"
-        self.path = Path(job.out) / "runs" / group / f"{name}-{self.identity[:8]}"
+        group, runs = f"{world.name}-{world.split.name}-", Path(job.out) / "runs"
+        self.path = runs / f"{group}{job.recipe.preset}" / f"{name}-{self.identity[:8]}"
+        self.twins = (runs, f"{glob.escape(group)}*/{glob.escape(name)}-{self.identity[:8]}")
         self.config = config
 
     @property
@@ -138,10 +140,7 @@ class RunFolder:
 
     @property
     def manifest(self) -> dict[str, Any]:
-        try:
-            return json.loads((self.path / "run.json").read_text())
-        except FileNotFoundError:
-            return {}
+        return _manifest(self.path)
 
     @property
     def finished(self) -> bool:
@@ -157,6 +156,23 @@ class RunFolder:
         for part in ("checkpoints", "policy"):
             shutil.rmtree(self.path / part, ignore_errors=True)
         self._write(status="diverged", error=str(error))
+
+    def take_over(self) -> bool:
+        """Copy what another preset has of the same identity, if that is finished; returns whether there was such a run."""
+        root, pattern = self.twins
+        for twin in sorted(root.glob(pattern)):
+            manifest = _manifest(twin)
+            if twin != self.path and manifest.get("status") == "finished" and manifest["identity"] == self.identity:
+                break
+        else:
+            return False
+        with write_folder_atomically(self.path) as folder:
+            shutil.copytree(twin, folder, dirs_exist_ok=True)
+            for path in (*folder.glob("*.csv"), *folder.glob("*.csv.gz")):
+                if "preset" in (table := pd.read_csv(path)):
+                    write_table(table.assign(preset=self.row["preset"]), path)
+            (folder / "run.json").write_text(json.dumps(manifest | self.row, indent=1) + "\n")
+        return True
 
     def start(self, updates: int = 0) -> bool:
         """Claim the folder; returns whether a stopped run has left a checkpoint to resume from.
@@ -232,6 +248,13 @@ class RunFolder:
         }
         with write_atomically(self.path / "run.json") as path:
             path.write_text(json.dumps(manifest, indent=1) + "\n")
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    try:
+        return json.loads((folder / "run.json").read_text())
+    except FileNotFoundError:
+        return {}
 
 
 def _is_json(path: Path) -> bool:

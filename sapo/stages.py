@@ -63,9 +63,9 @@ RECOMMENDERS: dict[str, Callable[[Policy, Split], RecR1 | R2ec | RecCoT]] = {
 
 
 def train_supervised_stage(job: Job, seed: int, name: str) -> None:
-    """One of STAGES, from the folder of the one it goes on from."""
+    """One of STAGES, from the folder of the one it goes on from; what another preset has of it is copied."""
     folder = supervised_folder(job, seed, name)
-    if folder.finished:
+    if folder.finished or processes.of_first(folder.take_over):
         return
     recipe, world, stage = job.recipe, job.world, STAGES[name]
     config = recipe.stage1 if stage.parent is None else recipe.stage2
@@ -343,7 +343,8 @@ def supervised_folder(job: Job, seed: int, name: str) -> RunFolder:
         if (path := getattr(job, what)) is not None:
             config[what] = hashlib.sha256(Path(path).read_bytes()).hexdigest()
     if stage.parent is not None:
-        config |= {"stage2": asdict(recipe.stage2), "evaluation": asdict(recipe.evaluation)}
+        ends = {} if stage.task == "thinking" else {"until_exact": None, "look_every": None}  # of no use there
+        config |= {"stage2": asdict(recipe.stage2) | ends, "evaluation": asdict(recipe.evaluation)}
         config["parent"] = supervised_folder(job, seed, stage.parent).identity
     if name == "stage2":  # its rollouts are kept
         config |= {"group_size": recipe.stage3.group_size, "temperature": recipe.stage3.temperature}

@@ -2,7 +2,8 @@
 
 Rules that were set before any run of it was looked at:
 
-- Every objective gets the same rates, `RATES`; validation chooses, tests are read once.
+- Every objective gets the same rates, `RATES`; validation chooses, tests are read once. Where the lowest rate is the
+  best, lower ones are tried too.
 - Two methods that are compared have five seeds, others three. The first `grid_seeds` try every rate.
 - A run ends as collapsed where validation NDCG@10 falls below half of its start, from a quarter of its updates on. It
   keeps the number that it ended with.
@@ -64,13 +65,14 @@ class Axis:
 
 
 def _starting_at(exact: float) -> Recipe:
-    stage2 = replace(BASE.stage2, updates=1000, until_exact=exact)
-    return BASE if exact == BASE.stage2.until_exact else replace(BASE, preset=f"study-start{exact:g}", stage2=stage2)
+    """The base point with a stage 2 that ends sooner or later on the same schedule."""
+    return replace(BASE, preset=f"study-start{exact:g}", stage2=replace(BASE.stage2, until_exact=exact))
 
 
-def _others(*objectives: str) -> Recipe:
+def _others(*objectives: str, seeds: int = BASE.ablation_seeds, lower: tuple[float, ...] = ()) -> Recipe:
     """At the base point, beside what it compares."""
-    return replace(BASE, objectives=(), ablations=objectives)
+    stage3 = replace(BASE.stage3, learning_rates=(*lower, *RATES))
+    return replace(BASE, objectives=(), ablations=objectives, ablation_seeds=seeds, stage3=stage3)
 
 
 def _in_world(**knobs: float) -> Recipe:
@@ -81,7 +83,11 @@ AXES: dict[str, Axis] = {
     "base": Axis("Does step credit gain more than outcome credit, and is it stabler?", (replace(BASE, grid_seeds=3),)),
     "components": Axis(
         "Does it take both the step reward and the step advantage?",
-        (_others("grpo_step_reward", "sapo_outcome_reward", "grpo_graded", "sapo_sequence_mean"),),
+        (
+            _others("grpo_step_reward", "sapo_outcome_reward", seeds=5),
+            _others("grpo_graded", lower=(3e-6, 1e-5)),
+            _others("sapo_sequence_mean"),
+        ),
     ),
     "sparsity": Axis(
         "Is the gain largest where exact matches are rarest?",

@@ -192,6 +192,28 @@ def test_other_settings_make_other_runs_and_leave_these_alone(finished):
     assert stages.stage3_folder(other, 0, "sapo", 1e-3).path != stages.stage3_folder(job, 0, "sapo", 1e-3).path
 
 
+def test_what_another_preset_has_trained_is_copied(finished, tmp_path, monkeypatch):
+    """Stages 1 and 2 do not depend on stage 3: a preset that differs there alone trains none of them."""
+    job, out, _ = finished
+    shutil.copytree(out, tmp_path / "out")
+    other = Job(replace(TINY, preset="other", stage3=replace(TINY.stage3, beta=0.5)), str(tmp_path / "out"))
+    for name in ("stage1", "stage2", "stage2_no_thinking"):
+        theirs, ours = (stages.supervised_folder(each, 0, name) for each in (job, other))
+        with monkeypatch.context() as context:
+            context.setattr(stages, "train_supervised", pytest.fail)
+            stages.train_supervised_stage(other, 0, name)
+        assert ours.manifest == theirs.manifest | {"preset": "other"}
+        weights = [(folder.policy / "model.safetensors").read_bytes() for folder in (theirs, ours)]
+        assert weights[0] == weights[1]
+        metrics = [folder.table("metrics.csv") for folder in (theirs, ours)]
+        assert set(metrics[1]["preset"]) == {"other"}
+        pd.testing.assert_frame_equal(*(table.drop(columns="preset") for table in metrics))
+    longer = replace(other.recipe, stage2=replace(TINY.stage2, updates=9))
+    with pytest.raises(pytest.fail.Exception), monkeypatch.context() as context:
+        context.setattr(stages, "train_supervised", lambda *unused, **named: pytest.fail("another stage 2 is trained"))
+        stages.train_supervised_stage(replace(other, recipe=longer), 0, "stage2")
+
+
 def test_a_stage_is_another_when_the_one_before_it_is(finished, monkeypatch):
     job, _, _ = finished
     child, stage1 = stages.supervised_folder(job, 0, "stage2"), stages.STAGES["stage1"]
