@@ -158,7 +158,7 @@ class RunFolder:
         self._write(status="diverged", error=str(error))
 
     def take_over(self) -> bool:
-        """Copy what another preset has of the same identity, if that is finished; returns whether there was such a run."""
+        """Copy the finished run of the same identity that another preset has; returns whether there is one."""
         root, pattern = self.twins
         for twin in sorted(root.glob(pattern)):
             manifest = _manifest(twin)
