@@ -13,7 +13,7 @@ import reference
 from artefacts import RECORD
 from pages import REASONING, Page, Record, Scores, World, dataset_name, fill, label, made_up, markdown_table
 from PIL import Image
-from policies import METRIC, NO_THINKING, SHOWN, START
+from policies import METRIC, NO_THINKING, PAIRS, SHOWN, START
 
 from sapo.analysis.verdicts import Verdict, judge, sides
 from sapo.errors import InputError
@@ -98,17 +98,16 @@ def results_table(record: Record) -> str:
 
 def finding(record: Record) -> str:
     """What was found: in the reasoning world what thinking, training and step credit are worth, elsewhere which ranks
-    better; verdicts are corrected over all of it."""
+    better; verdicts are those of the list on each world's own page."""
     worlds = {_place(world): record.scores(rows, METRIC) for world, rows in headline(record)}
     ours = {place for place, scores in worlds.items() if scores.world.dataset.startswith(REASONING)}
-    gains = {
-        (place, pair): gain
+    verdicts = {
+        (place, pair): verdict
         for place, scores in worlds.items()
-        for pair, gain in scores.gains(OF_REASONING if place in ours else OF_OTHERS).items()
+        for pair, verdict in judge(scores.gains(OF_REASONING if place in ours else PAIRS)).items()
     }
-    if not gains:
+    if not verdicts:
         return "Nothing is recorded yet."
-    verdicts = judge(gains)
     paragraphs = []
     for place in sorted(ours):
         of_place = {pair: verdict for (where, pair), verdict in verdicts.items() if where == place}
@@ -120,8 +119,8 @@ def finding(record: Record) -> str:
             said = sides(beside, *names)
             sentences.append(f"{said[0].upper()}{said[1:]}.")
     note = (
-        f"({SHOWN}, over users and seeds as far as the record has ranks of all test rows, after Holm's correction; "
-        "[results](docs/results/README.md) has the numbers.)"
+        f"({SHOWN}, over users and seeds as far as the record has ranks of all test rows, after Holm's correction "
+        "over the list of each page; [results](docs/results/README.md) has the numbers.)"
     )
     return "\n\n".join(" ".join(part) for part in ([*paragraphs], [*sentences, note]) if part)
 

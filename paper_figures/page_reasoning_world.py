@@ -212,9 +212,8 @@ def sparsity_figures(record: Record) -> list[str]:
 
 def at_base(record: Record, world: World, rows: pd.DataFrame, axis: str) -> tuple[list[str], list[str]]:
     """Blocks and figures of an axis that trains other objectives at the base point; none where none is recorded."""
-    (recipe,) = AXES[axis].recipes
     scores = record.scores(rows, METRIC)
-    methods = [name for name in (*recipe.objectives, *recipe.ablations) if name in scores]
+    methods = [name for name in AXES[axis].methods if name in scores]
     if not methods:
         return [], []
     pictures, looks = of_looks(record, world)

@@ -63,6 +63,11 @@ class Axis:
     question: str
     recipes: tuple[Recipe, ...]
 
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The objectives that it trains."""
+        return tuple(dict.fromkeys(name for recipe in self.recipes for name in recipe.objectives + recipe.ablations))
+
 
 def _starting_at(exact: float) -> Recipe:
     """The base point with a stage 2 that ends sooner or later on the same schedule."""
