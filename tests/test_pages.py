@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from sapo.analysis.plots import METHOD_COLORS
 from sapo.analysis.ranks import Ranks, add_ranks
 from sapo.analysis.results import write_results
 from sapo.analysis.statistics import seed_difference
@@ -342,6 +343,24 @@ def test_a_picture_is_made_small_alike(tmp_path):
         assert len(sizes[-1]) < before
     assert sizes[0] == sizes[1]
     assert Image.open(tmp_path / "a.png").size == (WIDTH, WIDTH // 2)
+
+
+def test_a_small_picture_keeps_the_colours_of_small_dots(tmp_path):
+    """Of methods, the dots of some are few: a palette by how often a colour occurs would give them their neighbour's."""
+    from make_pages import WIDTH, _small
+    from PIL import Image, ImageColor, ImageDraw
+
+    picture, names = Image.new("RGB", (2 * WIDTH, WIDTH), "white"), [*METHOD_COLORS.values()]
+    picture.paste(Image.linear_gradient("L").resize((2 * WIDTH, 400)).convert("RGB"))  # as many greys as there can be
+    places = [(100 * (number % 25) + 20, 100 * (number // 25) + 500) for number in range(len(names))]
+    for (x, y), color in zip(places, names, strict=True):
+        ImageDraw.Draw(picture).ellipse((x, y, x + 30, y + 30), fill=color)
+    picture.save(tmp_path / "a.png")
+    _small(tmp_path / "a.png")
+    small = Image.open(tmp_path / "a.png").convert("RGB")
+    for (x, y), color in zip(places, names, strict=True):
+        seen, given = small.getpixel((x // 2 + 7, y // 2 + 7)), ImageColor.getrgb(color)
+        assert max(abs(a - b) for a, b in zip(seen, given, strict=True)) <= 8, color
 
 
 def test_a_figure_that_no_script_makes_is_an_error():
