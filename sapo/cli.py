@@ -142,12 +142,16 @@ class Study:
     """Publish to this record what is finished, axis by axis."""
     workers: int | None = None
     """Processes side by side, as of `sapo run`."""
+    gradients: int | None = None
+    """Also measure, on so many batches of rollouts of each start, where an update of each objective leads."""
 
     def __call__(self) -> None:
         from sapo.study import run_study
 
         _at_least_one("workers", self.workers)
-        run_study(self.axes, str(self.out), self.workers, self.record)
+        if self.gradients is not None and self.gradients < 2:
+            raise InputError(f"--gradients {self.gradients}: at least 2 batches tell noise from direction.")
+        run_study(self.axes, str(self.out), self.workers, self.record, self.gradients)
 
 
 @dataclass(frozen=True)

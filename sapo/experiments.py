@@ -28,6 +28,7 @@ from sapo.runs import Job, RunFolder, read_recorded_runs, read_runs, write_table
 from sapo.stages import (
     choose_contrast,
     fit_recommender,
+    measure_start,
     pretrained,
     references_folder,
     run_references,
@@ -37,11 +38,14 @@ from sapo.stages import (
     system_folder,
     train_stage3,
     train_supervised_stage,
+    unmeasured,
     words_and_traces,
 )
 from sapo.systems import COMPACT, STAGES, SYSTEMS, stage_of
 
+GRADIENTS = "gradients.csv"
 KEYS = {"dynamics.csv.gz": [*WORLD, "method"], "rollouts.csv.gz": WORLD, "looks.csv.gz": [*WORLD, "method"]}
+KEYS[GRADIENTS] = [*WORLD, "objective"]
 LOOKS = r"^valid/|^kl$|^grad_norm$|^rollouts$|^rewards/exact/mean$"  # what looks.csv.gz keeps of every rate of a grid
 BOOKKEEPING = r"^completions/|/std$|^num_tokens$|^step_time$|/reward_mean$"  # stays in a run's log.csv
 # Of validation the record keeps what choices were made by, of other ways to search the ten first places; runs keep the
@@ -176,6 +180,33 @@ def _looks(job: Job, chosen: dict[str, float]) -> pd.DataFrame | None:
     return table[table["metric"].str.contains(LOOKS)]
 
 
+def measure_starts(
+    job: Job,
+    objectives: Sequence[str],
+    batches: int,
+    workers: int | None = None,
+    tell: Callable[[int, int], None] | None = None,
+) -> pd.DataFrame:
+    """What an update of each objective is worth to each seed's stage-2 policy (`sapo.analysis.gradients`), added to
+    `gradients.csv` under `job.out`.
+
+    Raises:
+        InputError: as `measure_gradients`; a stage 2 that is not finished.
+    """
+    folders = {seed: supervised_folder(job, seed, "stage2") for seed in job.recipe.seeds}
+    with Crew(workers) as crew:
+        tasks = [
+            Task(measure_start, (job, seed, tuple(objectives), batches), not unmeasured(folder, objectives, batches))
+            for seed, folder in folders.items()
+        ]
+        crew.work(tasks, tell)
+    table = pd.concat([folder.table(GRADIENTS).drop(columns="method") for folder in folders.values()])
+    table = table[table["objective"].isin(list(objectives))]
+    with updating(job.out):
+        _add(table, Path(job.out) / GRADIENTS)
+    return table
+
+
 def run_ranks(folder: RunFolder) -> tuple[pd.DataFrame, dict[str, object]]:
     """The ranks of a run that was tested, for `add_ranks`."""
     return pd.read_csv(folder.path / "per_user.csv.gz"), folder.row
@@ -208,8 +239,8 @@ def publish(out: str | Path, record: str | Path) -> list[Path]:
         add_results(results, record / "results.csv")
         for name in written[1:]:
             table = pd.read_csv(out / name)
-            if "value" in table:
-                table["value"] = [float(f"{value:.{CURVE_DIGITS}g}") for value in table["value"]]
+            for column in table.select_dtypes("float"):
+                table[column] = [float(f"{value:.{CURVE_DIGITS}g}") for value in table[column]]
             _add(table, record / name)
         merge_ranks(out, record)
         recorded = others(read_recorded_runs(record), runs, [*WORLD, "method"])

@@ -8,7 +8,7 @@ import gc
 import hashlib
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from itertools import chain
@@ -22,6 +22,8 @@ from transformers import PreTrainedModel
 
 from sapo import processes
 from sapo.analysis.evaluation import evaluate_policy, evaluate_ranking, places
+from sapo.analysis.gradients import measure_gradients
+from sapo.analysis.results import others
 from sapo.baselines.cooccurrence import CoOccurrence
 from sapo.baselines.fitting import fit
 from sapo.baselines.knn import ItemKNN
@@ -32,6 +34,7 @@ from sapo.baselines.rec_r1 import RecR1
 from sapo.credit.objectives import OBJECTIVES
 from sapo.data.interactions import Split
 from sapo.data.reasoning import ReasoningWorld
+from sapo.errors import InputError
 from sapo.files import disk_errors
 from sapo.policy.backbone import Pretrained, add_item_tokens, build_backbone, load_pretrained
 from sapo.policy.policy import Policy
@@ -455,6 +458,40 @@ def stage2_rollouts(job: Job, policy: Policy, seed: int) -> pd.DataFrame:
     match = (torch.cat(sids) == target).long()
     prompt, rollout, level = np.indices((len(rows), settings.group_size, policy.catalog.num_levels)).reshape(3, -1)
     return pd.DataFrame({"prompt": prompt, "rollout": rollout, "level": level + 1, "match": match.flatten().numpy()})
+
+
+def measure_start(job: Job, seed: int, objectives: Sequence[str], batches: int) -> None:
+    """`measure_gradients` of a seed's stage-2 policy, those objectives that its folder does not have yet.
+
+    Raises:
+        InputError: a stage 2 that is not finished.
+    """
+    folder, settings = supervised_folder(job, seed, "stage2"), job.recipe.stage3
+    missing = unmeasured(folder, objectives, batches)
+    if not folder.finished:
+        raise InputError(f"{folder.path}: stage 2 is not finished, so its gradients cannot be measured.")
+    found = measure_gradients(
+        Policy.load(folder.policy, job.world.catalog),
+        job.world.split.train,
+        missing,
+        prompts=settings.prompts,
+        group_size=settings.group_size,
+        batches=batches,
+        seed=seed,
+        temperature=settings.temperature,
+        title=f"gradients seed {seed}",
+    )
+    path = folder.path / "gradients.csv"
+    parts = [others(pd.read_csv(path), found, ["objective"])] if path.is_file() else []
+    write_table(pd.concat([*parts, found.assign(batches=batches)]), path)
+
+
+def unmeasured(folder: RunFolder, objectives: Sequence[str], batches: int) -> list[str]:
+    """Those of the objectives whose gradients a stage-2 folder does not have from so many batches."""
+    path = folder.path / "gradients.csv"
+    table = pd.read_csv(path) if path.is_file() else pd.DataFrame(columns=["objective", "batches"])
+    known = set(table.loc[table["batches"] >= batches, "objective"])
+    return [name for name in objectives if name not in known]
 
 
 def start_remark(exact: float, optimum: dict[str, float], items: int) -> str | None:

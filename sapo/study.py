@@ -16,9 +16,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from sapo.analysis.gradients import learns_from_given_rollouts
 from sapo.data.reasoning import ReasoningConfig
 from sapo.errors import InputError
-from sapo.experiments import publish, run
+from sapo.experiments import measure_starts, publish, run
 from sapo.recipes import EvaluationConfig, Recipe, RLConfig, in_world
 from sapo.runs import Job
 from sapo.training.sft import SFTConfig
@@ -151,11 +152,19 @@ class Countdown:
         print(f"{self.what}: {done} of {of} tasks are done, {left} minutes left", flush=True)
 
 
-def run_study(names: Sequence[str], out: str, workers: int | None = None, record: str | Path | None = None) -> None:
+def run_study(
+    names: Sequence[str],
+    out: str,
+    workers: int | None = None,
+    record: str | Path | None = None,
+    gradients: int | None = None,
+) -> None:
     """Do what is left of some axes, all where none is named; each line says what is left and how long it takes.
 
     Args:
         record: where the results of each recipe are published to once it is finished; nowhere where None.
+        gradients: batches of rollouts on which the gradients of the axis's objectives are measured at each start; none
+            where None.
 
     Raises:
         InputError: an axis that there is not.
@@ -165,6 +174,10 @@ def run_study(names: Sequence[str], out: str, workers: int | None = None, record
     for name in names or AXES:
         for recipe in AXES[name].recipes:
             job = Job(recipe, out)
-            run(job, workers, Countdown(f"{name}, {job.world.name}, {recipe.preset}"))
+            where = f"{name}, {job.world.name}, {recipe.preset}"
+            run(job, workers, Countdown(where))
+            if gradients is not None:
+                measured = [method for method in AXES[name].methods if learns_from_given_rollouts(method)]
+                measure_starts(job, measured, gradients, workers, Countdown(f"{where}, gradients"))
             if record is not None:
                 publish(out, record)

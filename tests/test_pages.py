@@ -346,7 +346,7 @@ def test_a_picture_is_made_small_alike(tmp_path):
 
 
 def test_a_small_picture_keeps_the_colours_of_small_dots(tmp_path):
-    """Of methods, the dots of some are few: a palette by how often a colour occurs would give them their neighbour's."""
+    """A palette by how often a colour occurs would give the few dots of a method its neighbour's colour."""
     from make_pages import WIDTH, _small
     from PIL import Image, ImageColor, ImageDraw
 

@@ -29,7 +29,20 @@ from sapo.progress import progress_bar
 
 EXACT = Objective("exact", "trajectory", baseline="leave_one_out", scale="none", average="constant")
 GOALS = {"exact": EXACT, "match": replace(EXACT, reward="match")}  # whose gradients are unbiased ones of their rewards
-NO_GRADIENT_OF_ITS_OWN = ("dynamic_sampling", "beam_rollouts")  # extras that change what is sampled
+
+
+def learns_from_given_rollouts(objective: str) -> bool:
+    """Whether an objective's update follows from any samples of the policy: not where it learns values, looks at beams
+    or chooses its samples.
+
+    Raises:
+        InputError: an unknown objective.
+    """
+    if objective not in OBJECTIVES:
+        raise InputError(f"unknown objective {objective!r}; known are {', '.join(OBJECTIVES)}.")
+    chosen = OBJECTIVES[objective]
+    more = chosen.credit == "token" or chosen.reward == "best_of_beam"
+    return not more and not {"dynamic_sampling", "beam_rollouts"} & {*chosen.extras}
 
 
 class _Sums:
@@ -66,24 +79,17 @@ def measure_gradients(
         batches: at least 2; the interval over policies says how many are enough.
 
     Returns:
-        A row an (objective, goal): along (E[g] . grad J), size (E ||g||^2), cosine (between E[g] and grad J), worth
-        (along^2 / size) and adam_worth, which are gains times 2 L.
+        A row an (objective, goal): along (E[g] . grad J), size (E ||g||^2), signal (||E[g]||^2 / size: the rest is
+        noise), cosine (between E[g] and grad J), worth (along^2 / size) and adam_worth, which are gains times 2 L.
+        Signal and cosine are ratios of unbiased estimates: from few batches they may leave [0, 1], or be nan.
 
     Raises:
-        InputError: fewer than 2 batches, fewer than 2 completions, an objective without a gradient on given rollouts.
+        InputError: fewer than 2 batches or completions, an objective that does not learn from given rollouts.
     """
     if batches < 2 or group_size < 2:
         raise InputError(f"batches is {batches} and group_size {group_size}: both need at least 2.")
-    for name in objectives:
-        if name not in OBJECTIVES:
-            raise InputError(f"unknown objective {name!r}; known are {', '.join(OBJECTIVES)}.")
-        chosen = OBJECTIVES[name]
-        if (
-            chosen.credit == "token"
-            or chosen.reward == "best_of_beam"
-            or set(chosen.extras) & {*NO_GRADIENT_OF_ITS_OWN}
-        ):
-            raise InputError(f"{name} needs more than given rollouts: a learned value, beams, or other samples.")
+    if others := [name for name in objectives if not learns_from_given_rollouts(name)]:
+        raise InputError(f"{', '.join(others)}: not learnt from samples of the policy alone, so nothing is measured.")
     rng, generator = np.random.default_rng(seed), torch.Generator(policy.model.device).manual_seed(seed)
     size = sum(parameter.numel() for parameter in policy.model.parameters() if parameter.requires_grad)
     sums, goals = {name: _Sums(size) for name in objectives}, {name: _Sums(size) for name in GOALS}
@@ -167,6 +173,7 @@ def _measures(sums: _Sums, with_goal: Float[Tensor, "P"], goal: _Sums, batches: 
     return {
         "along": along,
         "size": size,
+        "signal": own[0] / size if size > 0 else float("nan"),
         "cosine": along / (own[0] * own[1]) ** 0.5 if min(own) > 0 else float("nan"),
         "worth": max(along, 0.0) ** 2 / size if size > 0 else 0.0,
         "adam_worth": max(adam, 0.0) ** 2 / int(moved.sum()) if moved.any() else 0.0,
