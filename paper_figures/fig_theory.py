@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from scipy.stats import rankdata
 
 from sapo.analysis.plots import FULL_WIDTH, figure_style, method_color, method_label, ordered_methods
-from sapo.analysis.predicted import PARAMETERS, STEPS, has_closed_form, predict
+from sapo.analysis.predicted import STEPS, has_closed_form, predict
 from sapo.analysis.results import read_csv, read_results, to_numbers
 from sapo.analysis.stability import METRIC
 from sapo.analysis.statistics import Interval, seed_interval
@@ -23,11 +23,17 @@ NAME = "fig_theory"
 PROMPTS = BASE.stage3.prompts  # of an update of the study
 EARLY = 100  # updates
 START = [*ONE_WORLD, "seed"]
+NOTHING = Interval(np.nan, np.nan, np.nan)
 VARIANT = ["steps", "parameters", "goal"]
-SHOWN = ("independent", "exact")  # steps and goal of the figure and of the columns of the table
+MEASURED = {"worth": "policy", "adam_worth": "policy, Adam"}  # columns of gradients.csv, as parameters of a variant
+SHOWN = ("independent", "sampled")  # steps of the figure and of the columns of its table; the goal is exact matches
 RESAMPLES = 1000
 FEWEST = 5  # starts
-ASSUMES = {"shared": "all prompts share their parameters", "own": "every prompt has parameters of its own"}
+PANELS = {
+    "shared": "reduced world, K parameters",
+    "own": "reduced world, K parameters a prompt",
+    "policy": "the policy's own gradients",
+}
 
 
 def gains(results: pd.DataFrame, looks: pd.DataFrame | None = None) -> pd.DataFrame:
@@ -68,6 +74,40 @@ def predictions(rollouts: pd.DataFrame, methods: pd.DataFrame) -> pd.DataFrame:
     )
 
 
+def measured(gradients: pd.DataFrame, methods: pd.DataFrame) -> pd.DataFrame:
+    """The same columns from gradients.csv: nothing is assumed of steps, which are as they were sampled."""
+    table = gradients.rename(columns={"objective": "method"}).merge(methods, on=[*START, "method"])
+    kept = [*methods, "goal"]
+    parts = [
+        table[[*kept, column]].rename(columns={column: "worth"}).assign(steps="sampled", parameters=parameters)
+        for column, parameters in MEASURED.items()
+    ]
+    return pd.concat(parts, ignore_index=True)
+
+
+def of_gradients(gradients: pd.DataFrame, methods: pd.DataFrame) -> pd.DataFrame:
+    """A row a (start, method): what its gradients at the start say of exact matches, and its gain; means over seeds,
+    with half widths of 95 % t intervals. Worths are over GRPO's of the same seed, geometric means with intervals."""
+    table = gradients[gradients["goal"] == "exact"].rename(columns={"objective": "method"})
+    table = table.merge(methods, on=[*START, "method"])
+    rows = []
+    for world, of_world in table.groupby(ONE_WORLD):
+        grpo = of_world[of_world["method"] == "grpo"].set_index("seed")
+        for method in ordered_methods(of_world["method"]):
+            own = of_world[of_world["method"] == method].set_index("seed")
+            row = dict(zip(ONE_WORLD, world, strict=True)) | {"method": method_label(method), "seeds": len(own)}
+            for column in ("signal", "cosine", "gain"):
+                found = seed_interval(own[column].to_numpy())
+                row |= {column: found.value, f"{column} half": found.half}
+            for column in MEASURED:
+                ratio = (own[column] / grpo[column]).dropna()
+                ratio = ratio[ratio > 0]
+                found = Interval(*np.exp(seed_interval(np.log(ratio.to_numpy())))) if len(ratio) else NOTHING
+                row |= {f"{column} over GRPO": found.value, f"{column} from": found.low, f"{column} to": found.high}
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
 def rank_correlation(data: pd.DataFrame, gain: str = "gain") -> Interval:
     """Spearman's, of worth and gain over all dots, with a 95 % bootstrap interval over whole starts.
 
@@ -75,7 +115,7 @@ def rank_correlation(data: pd.DataFrame, gain: str = "gain") -> Interval:
     """
     starts = [of_start[["worth", gain]].to_numpy() for _, of_start in data.dropna(subset=gain).groupby(START)]
     if not starts:
-        return Interval(np.nan, np.nan, np.nan)
+        return NOTHING
     value = _spearman(np.concatenate(starts))
     if len(starts) < FEWEST:
         return Interval(value, np.nan, np.nan)
@@ -117,10 +157,10 @@ def agreement(data: pd.DataFrame) -> pd.DataFrame:
 
 def by_start(data: pd.DataFrame) -> pd.DataFrame:
     """A row a (start, method): means over seeds of log worth and gain, their ranks within the start (1 is best), and by
-    how many ranks training differs from the prediction of own parameters (positive: better than predicted).
-    Of the seeds that every method of a start has."""
-    steps, goal = SHOWN
-    data = data[(data["steps"] == steps) & (data["goal"] == goal) & (data["worth"] > 0)]
+    how many ranks training differs from the last prediction there is (positive: better than predicted). Of the seeds
+    that every method of a start has."""
+    data = data[data["steps"].isin(SHOWN) & (data["goal"] == "exact") & (data["worth"] > 0)]
+    assumed = [parameters for parameters in PANELS if parameters in set(data["parameters"])]
     rows = []
     for world, of_world in data.groupby(ONE_WORLD):
         seeds_of = of_world.groupby("method")["seed"].agg(set)
@@ -131,7 +171,7 @@ def by_start(data: pd.DataFrame) -> pd.DataFrame:
         for method in ordered_methods(of_world["method"]):
             of_method = of_world[of_world["method"] == method]
             row = dict(zip(ONE_WORLD, world, strict=True)) | {"exact match": exact, "method": method_label(method)}
-            for parameters in PARAMETERS:
+            for parameters in assumed:
                 worths = of_method[of_method["parameters"] == parameters].set_index("seed")["worth"]
                 row[f"log10 worth, {parameters}"] = float(np.log10(worths).mean())
             seeds = of_method.drop_duplicates("seed")
@@ -147,20 +187,21 @@ def by_start(data: pd.DataFrame) -> pd.DataFrame:
     if table.empty:  # no seed has all methods
         return table
     groups = table.groupby(ONE_WORLD)
-    for parameters in PARAMETERS:  # rounded, so that methods that the theory cannot tell apart share a rank
+    for parameters in assumed:  # rounded, so that methods that the theory cannot tell apart share a rank
         worth = table[f"log10 worth, {parameters}"].round(6)
         table[f"rank predicted, {parameters}"] = worth.groupby([table[name] for name in ONE_WORLD]).rank(
             ascending=False
         )
     table["rank in training"] = groups["gain"].rank(ascending=False)
-    table["ranks apart"] = table["rank predicted, own"] - table["rank in training"]
+    table["ranks apart"] = table[f"rank predicted, {assumed[-1]}"] - table["rank in training"]
     return table.drop(columns="early gain") if table["early gain"].isna().all() else table
 
 
 def draw(data: pd.DataFrame) -> Figure:
-    """A panel for each assumption about parameters; a dot a start and method."""
-    figure, axes = plt.subplots(1, len(PARAMETERS), figsize=(FULL_WIDTH, 2.8), sharey=True)
-    for ax, parameters in zip(axes, PARAMETERS, strict=True):
+    """A panel for each kind of parameters; a dot a start and method."""
+    panels = [parameters for parameters in PANELS if parameters in set(data["parameters"])]
+    figure, axes = plt.subplots(1, len(panels), figsize=(FULL_WIDTH, 2.8), sharey=True)
+    for ax, parameters in zip(axes, panels, strict=True):
         of_panel = data[data["parameters"] == parameters]
         for method in ordered_methods(data["method"]):
             dots = of_panel[of_panel["method"] == method]
@@ -172,17 +213,18 @@ def draw(data: pd.DataFrame) -> Figure:
                 label=method_label(method),
             )
         ax.axhline(0, color=method_color("stage2"), linewidth=0.9, zorder=1)
-        ax.set(xscale="log", xlabel="predicted worth of a step", title=ASSUMES[parameters])
+        kind = "measured" if parameters in MEASURED.values() else "predicted"
+        ax.set(xscale="log", xlabel=f"{kind} worth of an update", title=PANELS[parameters])
     axes[0].set_ylabel("gain in NDCG@10, test")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
     return figure
 
 
 def verdict(found: pd.DataFrame) -> str:
-    """How far training agrees with the two assumptions that are drawn, for a caption."""
+    """How far training agrees with what is drawn, for a caption."""
     parts = []
     for gain, what in (("gain", "final gain on test"), ("early", f"validation gain of {EARLY} updates")):
-        rows = found[(found["gain"] == gain) & (found["steps"] == SHOWN[0]) & (found["goal"] == SHOWN[1])]
+        rows = found[(found["gain"] == gain) & found["steps"].isin(SHOWN) & (found["goal"] == "exact")]
         for row in rows.to_dict("records"):
             bounds = f" [{row['from']:.2f}, {row['to']:.2f}]" if np.isfinite(row["from"]) else ""
             parts.append(
@@ -194,7 +236,7 @@ def verdict(found: pd.DataFrame) -> str:
 
 def main(out: Path, results: Path | None = None) -> list[Artefact]:
     """A figure and two tables a data set with predictions and gains, from results.csv, rollouts.csv.gz and, where there
-    are any, looks.csv.gz of the same folder."""
+    are any, looks.csv.gz of the same folder; a third table where gradients.csv is there."""
     path = find_input(out, results, "results.csv")
     beside = {name: path.parent / f"{name}.csv.gz" for name in ("rollouts", "looks")}
     numbers = ["seed", "prompt", "rollout", "level", "match"]
@@ -204,22 +246,29 @@ def main(out: Path, results: Path | None = None) -> list[Artefact]:
         columns = (*ONE_WORLD, "method", "metric", "seed", "learning_rate", "step", "value")
         looks = to_numbers(read_csv(beside["looks"], columns), list(columns[5:]), str(beside["looks"]))
     table = gains(read_results(path), looks)
-    data = predictions(rollouts.astype(dict.fromkeys(numbers, int)), table)
+    data, directions = predictions(rollouts.astype(dict.fromkeys(numbers, int)), table), None
+    if (given := path.parent / "gradients.csv").is_file():
+        values = ["seed", "signal", "cosine", *MEASURED]
+        directions = to_numbers(read_csv(given, (*ONE_WORLD, "objective", "goal", *values)), values, str(given))
+        data = pd.concat([data, measured(directions, table)], ignore_index=True)
     artefacts = []
     worlds = list(data.groupby("dataset"))
     for dataset, of_world in worlds:
         suffix = f"-{dataset}" if len(worlds) > 1 else ""
         found = agreement(of_world)
-        variant = of_world[(of_world["steps"] == SHOWN[0]) & (of_world["goal"] == SHOWN[1])]
+        variant = of_world[of_world["steps"].isin(SHOWN) & (of_world["goal"] == "exact")]
+        variant = variant[variant["parameters"].isin(PANELS)]
         shown = variant[variant["worth"] > 0]
         if shown.empty:
             continue
         model = (
             "Worth: (E[g] . grad J)^2 / E ||g||^2, to which the expected gain of a noisy step of the best length is "
-            f"proportional, J the exact match, {PROMPTS} prompts an update, from the start's own sampled completions; "
-            "each step of a completion is right or wrong, independently, and has one parameter, its logit. Numbers of "
-            "tokens, Adam, KL and all that is not a match are left out."
+            f"proportional, J the exact match, {PROMPTS} prompts an update. In the reduced world it is exact, from the "
+            "start's own sampled completions; each step of a completion is right or wrong, independently, and has one "
+            "parameter, its logit. Numbers of tokens, Adam, KL and all that is not a match are left out."
         )
+        if directions is not None:
+            model += " The policy's own gradients are measured on batches of rollouts, over all of its parameters."
         says = verdict(found)
         with figure_style():
             files = save_figure(draw(shown), out, NAME + suffix)
@@ -237,7 +286,7 @@ def main(out: Path, results: Path | None = None) -> list[Artefact]:
                 f"{dataset}. {model} Logarithms and gains are means over the seeds that all methods "
                 "have, with half widths of 95 % t intervals. "
                 "Ranks are of the methods of one start; methods that the theory cannot tell apart share theirs. Ranks "
-                "apart: by how many training is better (or, negative, worse) than predicted with own parameters, at "
+                "apart: by how many training is better (or, negative, worse) than the last of these columns says, at "
                 f"most {starts['ranks apart'].abs().max():g}."
             )
             name = f"table_theory{suffix}"
@@ -248,7 +297,9 @@ def main(out: Path, results: Path | None = None) -> list[Artefact]:
             f"over starts where there are {FEWEST} or more, and pairs of methods of one start that gained in the "
             "predicted order. Steps: independent given the "
             f"prompt, or with the dependence found over all prompts ({' and '.join(STEPS)}); parameters: shared by all "
-            f"prompts or each prompt's own. Gain: final, on test rows, or early, of {EARLY} updates on validation rows."
+            f"prompts or each prompt's own; sampled: measured on the policy's own gradients, where a step of Adam has "
+            "one length whatever the objective. Gain: final, on test rows, or early, of "
+            f"{EARLY} updates on validation rows."
         )
         name = f"table_theory_agreement{suffix}"
         found = found.round(3)
@@ -256,6 +307,17 @@ def main(out: Path, results: Path | None = None) -> list[Artefact]:
         artefacts.append(
             Artefact(name, "Agreement of theory and training", caption, "exact, measured", files, path, found)
         )
+        if directions is not None and not (said := of_gradients(directions, table)).empty:
+            said = said[said["dataset"] == dataset].round(4)
+            caption = (
+                f"{dataset}. Gradients of the start on batches of {PROMPTS} prompts. Signal: ||E[g]||^2 / E ||g||^2, "
+                "the rest is noise. Cosine: between E[g] and the gradient of exact matches. Worth over GRPO's of the same "
+                "start, for plain gradient steps and for those of Adam: geometric mean over seeds with its 95 % "
+                "interval. Halves are of 95 % t intervals over seeds."
+            )
+            name = f"table_gradients{suffix}"
+            files = save_table(said, out, name, caption)
+            artefacts.append(Artefact(name, "Gradients at the start", caption, "measured", files, path, said))
     return artefacts
 
 

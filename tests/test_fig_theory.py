@@ -106,6 +106,32 @@ def test_methods_are_ranked_on_the_same_seeds(theory, tmp_path):
             assert ranks["GRPO"] == ranks["SAPO, outcome reward"]
 
 
+def test_measured_gradients_are_a_theory_too(theory, tmp_path):
+    """SAPO is worth 4, 9 and 16 times GRPO's worth: a geometric mean of (4 x 9 x 16)^(1/3) = 8.320."""
+    write_study(tmp_path)
+    worths = {"grpo": [1.0, 1.0, 1.0], "sapo": [4.0, 9.0, 16.0]}
+    rows = [
+        {"preset": "study", "seed": seed, "objective": name, "goal": goal, "worth": worth, "adam_worth": 2 * worth}
+        for name, values in worths.items()
+        for seed, worth in enumerate(values)
+        for goal in ("exact", "match")
+    ]
+    pd.DataFrame(rows).assign(signal=0.5, cosine=0.9, **PLACE).to_csv(tmp_path / "gradients.csv", index=False)
+    _figure, starts, agreement, table = theory.main(tmp_path)
+    assert table.name == "table_gradients"
+    (grpo, sapo) = (table.table[table.table["method"].str.startswith(name)].iloc[0] for name in ("GRPO", "SAPO"))
+    assert grpo["worth over GRPO"] == grpo["worth to"] == 1
+    assert sapo["worth over GRPO"] == sapo["adam_worth over GRPO"] == pytest.approx(8.320, abs=1e-3)
+    assert sapo["worth from"] < 8.320 < sapo["worth to"]
+    assert sapo["gain"] == pytest.approx(GAINS["sapo"])
+    of_policy = agreement.table[agreement.table["parameters"] == "policy"]
+    assert (of_policy["pairs right"] == of_policy["pairs"]).all()
+    assert (of_policy["pairs"] == 3).all()  # one pair of methods a start
+    logs = starts.table.set_index(["preset", "method"])["log10 worth, policy"]
+    assert logs["study", "GRPO"] == 0
+    assert np.isnan(logs["study", "SAPO, outcome reward"])  # not measured
+
+
 def test_artefacts(theory, tmp_path):
     write_study(tmp_path)
     figure, starts, agreement = theory.main(tmp_path)
