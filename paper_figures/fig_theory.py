@@ -311,8 +311,8 @@ def main(out: Path, results: Path | None = None) -> list[Artefact]:
             said = said[said["dataset"] == dataset].round(4)
             caption = (
                 f"{dataset}. Gradients of the start on batches of {PROMPTS} prompts. Signal: ||E[g]||^2 / E ||g||^2, "
-                "the rest is noise. Cosine: between E[g] and the gradient of exact matches. Worth over GRPO's of the same "
-                "start, for plain gradient steps and for those of Adam: geometric mean over seeds with its 95 % "
+                "the rest is noise. Cosine: between E[g] and the gradient of exact matches. Worth over GRPO's of the "
+                "same start, for plain gradient steps and for those of Adam: geometric mean over seeds with its 95 % "
                 "interval. Halves are of 95 % t intervals over seeds."
             )
             name = f"table_gradients{suffix}"

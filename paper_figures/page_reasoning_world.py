@@ -7,6 +7,7 @@ from artefacts import ONE_WORLD
 from fig_components import CELLS as CURVES
 from fig_sparsity import gains_by_start
 from fig_stability import GAIN, measures
+from fig_theory import gains, of_gradients
 from pages import (
     INTERVALS,
     REASONING,
@@ -38,7 +39,8 @@ from policies import (
 )
 
 from sapo.analysis.stability import METRIC as VALIDATION
-from sapo.analysis.verdicts import comparison, judge, mean_half, signed
+from sapo.analysis.statistics import Interval
+from sapo.analysis.verdicts import comparison, judge, mean_half, signed, times
 from sapo.data.reasoning import ReasoningWorld
 from sapo.study import AXES, BASE
 
@@ -51,7 +53,8 @@ CAPTIONS = {
     "that validation chose, with 95 % t intervals over seeds; start and Bayes optimum drawn in.",
     "fig_sparsity": "What each objective gains over its start, against how rare an exact match is at the start.",
     "fig_stability": "Where training ends at every learning rate, and the share of the grid that ends below its start.",
-    "fig_theory": "What the laboratory says of one step from each start, against what training gained.",
+    "fig_theory": "What one update is predicted to be worth, in the reduced worlds of the laboratory and by the "
+    "policy's own gradients, against what training gained.",
 }
 DEFINITIONS = (
     "A cell is one seed at one rate of the grid, looked at on validation rows; a run ends as collapsed where it falls "
@@ -66,6 +69,12 @@ DEFINITIONS = (
     "Spread: standard deviation of the gain over seeds at the best rate, with its chi-square interval.",
     f"Completions and KL to +{GAIN:g}: at the first look that lies so far above the start, median over the seeds that "
     "come there.",
+)
+OF_GRADIENTS = (
+    "Signal: ||E[g]||^2 / E ||g||^2, what is left of g if batches are averaged; the rest is noise.",
+    "Cosine: between E[g] and the gradient of the probability of an exact match.",
+    "Worth: what a step of the best length gains in exact matches, over GRPO's at the same start, as a geometric mean "
+    "with its 95 % interval; with Adam, where each parameter's gradient is divided by its own size.",
 )
 Worlds = list[tuple[World, pd.DataFrame]]
 
@@ -191,6 +200,30 @@ def stability_table(looks: pd.DataFrame) -> str:
     return markdown_table(pd.DataFrame(lines))
 
 
+def gradients_table(record: Record, world: World) -> list[str]:
+    """What an update of each objective knows at the starts of a world; nothing where it was not measured."""
+    if record.gradients is None or (table := of_world(record.gradients, world)).empty:
+        return []
+    found = of_gradients(table, gains(of_world(record.results, world)))
+    lines = [
+        {
+            "method": row["method"].removesuffix(" (step-aligned)"),
+            "signal": f"{row['signal']:.2f} ± {row['signal half']:.2f}",
+            "cosine": f"{row['cosine']:.2f} ± {row['cosine half']:.2f}",
+            "worth over GRPO's": times(Interval(*(row[f"worth {name}"] for name in ("over GRPO", "from", "to")))),
+            "with Adam": times(Interval(*(row[f"adam_worth {name}"] for name in ("over GRPO", "from", "to")))),
+            f"gain in {SHOWN}": f"{row['gain']:+.3f} ± {row['gain half']:.3f}",
+            "starts": str(row["seeds"]),
+        }
+        for row in found.sort_values("gain", ascending=False).to_dict("records")
+    ]
+    return [
+        "What one update knows at the start, measured on the policy's own gradients g of batches of rollouts:",
+        markdown_table(pd.DataFrame(lines)),
+        bullets(OF_GRADIENTS),
+    ]
+
+
 def of_looks(record: Record, world: World) -> tuple[dict[str, str], pd.DataFrame]:
     """Of the figures that are made of validation looks, those that a world has the numbers for, and its looks."""
     looks = of_world(record.looks, world)
@@ -242,6 +275,8 @@ def at_base(record: Record, world: World, rows: pd.DataFrame, axis: str) -> tupl
     pairs = [("sapo", name) for name in methods if name != "sapo"] + [(name, START) for name in methods]
     pairs += [(START, NO_THINKING)] if axis == "base" else []
     blocks.append(bullets(list(comparisons(scores, pairs).values())))
+    if axis == "components":
+        blocks += gradients_table(record, world)
     if axis == "base":
         if not (happened := training(record.curves(world))).empty:
             blocks.append(markdown_table(happened))

@@ -146,6 +146,12 @@ class Record:
         return pd.read_csv(self.folder / "rollouts.csv.gz")
 
     @cached_property
+    def gradients(self) -> pd.DataFrame | None:
+        """What an update of each objective is worth at each start; None where it was not measured."""
+        path = self.folder / "gradients.csv"
+        return pd.read_csv(path) if path.is_file() else None
+
+    @cached_property
     def ranks(self) -> Ranks:
         """The rank of the target in every test row."""
         return Ranks(self.folder, self.results)

@@ -238,6 +238,25 @@ def test_the_study_is_shown_axis_by_axis_as_far_as_it_is_recorded(study):
     assert page_reasoning_world.main(study) == [page]
 
 
+def test_gradients_at_the_start_are_shown_where_they_were_measured(study):
+    """Worths of 4, 9 and 16 times GRPO's: exp of the mean log 2.1187 -+ 4.303 x 0.6965 / sqrt 3 (log 4, 9, 16)."""
+    import page_reasoning_world
+    from pages import Record, World
+
+    world = World("reasoning", "leave_one_out", "study")
+    assert page_reasoning_world.gradients_table(study, world) == []
+    place = {"dataset": "reasoning", "split": "leave_one_out", "preset": "study", "goal": "exact"}
+    rows = [
+        place | {"seed": seed, "objective": name, "signal": 0.5, "cosine": 0.9, "worth": worth, "adam_worth": 1.0}
+        for name, worths in {"grpo": (1, 1, 1), "sapo": (4, 9, 16)}.items()
+        for seed, worth in enumerate(worths)
+    ]
+    pd.DataFrame(rows).to_csv(study.folder / "gradients.csv", index=False)
+    (page,) = page_reasoning_world.main(Record(study.folder))
+    shown = "| SAPO | 0.50 ± 0.00 | 0.90 ± 0.00 | 8.32 [1.47, 46.9] | 1.00 [1.00, 1.00] |"
+    assert shown in page.text
+
+
 def test_figures_of_the_study_are_those_that_their_scripts_draw(study, tmp_path_factory):
     import fig_components
     import fig_sparsity
