@@ -48,9 +48,12 @@ KEYS = {"dynamics.csv.gz": [*WORLD, "method"], "rollouts.csv.gz": WORLD, "looks.
 KEYS[GRADIENTS] = [*WORLD, "objective"]
 LOOKS = r"^valid/|^kl$|^grad_norm$|^rollouts$|^rewards/exact/mean$"  # what looks.csv.gz keeps of every rate of a grid
 BOOKKEEPING = r"^completions/|/std$|^num_tokens$|^step_time$|/reward_mean$"  # stays in a run's log.csv
-# Of validation the record keeps what choices were made by, of other ways to search the ten first places; runs keep the
-# rest.
-UNRECORDED = r"^valid/(?!ndcg@10$)|^(?:beams50|full)/\w+@(?!10$)"
+# Of validation the record keeps what choices were made by, of other ways to search the ten first places, of one place
+# the recall, which NDCG equals there; runs keep the rest.
+UNRECORDED = (
+    r"^valid/(?!ndcg@10$)|^(?:beams50|full)/\w+@(?!10$)|(?:^|/)ndcg@1$"  # of searches
+    r"|^(?:valid|duplicate)_share$"  # 1 and 0 under the trie
+)
 DIGITS, CURVE_DIGITS = 9, 5  # of the record's numbers, and of its curves; runs keep all
 CONTROLS = ("stage2", "stage2_no_thinking")  # supervised stages that every job reports
 

@@ -36,6 +36,7 @@ from sapo.data.interactions import Split
 from sapo.data.reasoning import ReasoningWorld
 from sapo.errors import InputError
 from sapo.files import disk_errors
+from sapo.policy.allowed_mass import allowed_mass
 from sapo.policy.backbone import Pretrained, add_item_tokens, build_backbone, load_pretrained
 from sapo.policy.policy import Policy
 from sapo.policy.prompts import build_tokenizer, common_words, frequent_words
@@ -287,7 +288,7 @@ def run_test(job: Job, folder: RunFolder) -> None:
     """Read the test rows, once for a finished run: `test.csv` and the ranks of every user. None if it diverged."""
     if folder.diverged or (folder.path / "test.csv").is_file():
         return
-    world, limit = job.world, job.recipe.evaluation.test_rows
+    world, limit, mass = job.world, job.recipe.evaluation.test_rows, None
     if (system := str(folder.row["method"])) in RECOMMENDERS:
         model = _recommender(job, folder.seed, system)
         load_model(model, str(folder.path / "model.safetensors"))
@@ -300,11 +301,25 @@ def run_test(job: Job, folder: RunFolder) -> None:
         batch = job.recipe.evaluation.batch_size
         title = f"test {folder.path.name}"
         metrics, users = evaluate_policy(policy, world.split, "test", limit, batch_size=batch, title=title)
+        if pretrained(job) is None:  # a large model would sample for long
+            mass = mass_table(job, folder, policy)
     if not processes.is_first():
         return
     folder.clear()
     write_table(users, folder.path / "per_user.csv.gz")
-    write_table(folder.results("measured", metrics, len(users)), folder.path / "test.csv")
+    table = folder.results("measured", metrics, len(users))
+    write_table(table if mass is None else pd.concat([table, mass]), folder.path / "test.csv")
+
+
+def mass_table(job: Job, folder: RunFolder, policy: Policy) -> pd.DataFrame:
+    """How much of the full softmax a policy keeps on what the decoder allows, as rows of results.csv: of completions of
+    validation prompts, `allowed_mass/block` and `allowed_mass/level_1` to K."""
+    evaluation, settings = job.recipe.evaluation, job.recipe.stage3
+    prompts = policy.prompts(job.world.split.valid.sample(evaluation.rollout_prompts).history)
+    generator = torch.Generator(policy.model.device).manual_seed(folder.seed)
+    found = allowed_mass(policy, prompts, settings.group_size, generator, temperature=settings.temperature)
+    names = [f"allowed_mass/{kind.replace(' ', '_')}" for kind in found["kind"]]
+    return folder.results("measured", dict(zip(names, found["mass"], strict=True)), len(prompts))
 
 
 def run_references(job: Job) -> None:
