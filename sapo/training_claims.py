@@ -11,11 +11,11 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from sapo.analysis.findings import Finding, finding
+from sapo.analysis.findings import Finding, as_share, finding
 from sapo.analysis.ranks import Ranks
 from sapo.analysis.results import WORLD, read_results
-from sapo.analysis.stability import best_rate, cells
-from sapo.analysis.statistics import Difference, Interval, beyond_noise, seed_difference
+from sapo.analysis.stability import best_rate, cells, gain_at_equal_kl
+from sapo.analysis.statistics import Difference, Interval, beyond_noise, seed_difference, seed_interval
 
 PAPER, REVIEW, OURS = "SAPO (2605.17648)", "a review of the paper", "our question"
 METRIC, SHOWN = "ndcg@10", "NDCG@10"
@@ -133,8 +133,45 @@ def thinking_pays(record: Path) -> Iterator[Finding]:
     yield from _judged(asked, more="holds", less="fails: not thinking is ahead")
 
 
+def at_equal_kl(record: Path) -> Iterator[Finding]:
+    """Step credit gains more at the same distance from the start: an equal rate is not an equal step."""
+    path = record / "looks.csv.gz"
+    if not path.is_file():
+        return
+    asked = []
+    for key, looks in pd.read_csv(path).groupby(WORLD):
+        if {"sapo", "grpo"} <= set(looks["method"]):
+            differences = gain_at_equal_kl(looks, "sapo", "grpo").to_numpy()
+            if len(differences) >= FEWEST_SEEDS:
+                what = (
+                    f"{_name(key)}: gain of validation {SHOWN}, SAPO less GRPO, at the largest KL to the start that "
+                    f"both reached, each at its best rate"
+                )
+                asked.append(Asked("Step credit gains more at equal KL", REVIEW, what, seed_difference(differences)))
+    yield from _judged(asked, more="holds", less="fails: GRPO gains more")
+
+
+def kept_mass(record: Path) -> Iterator[Finding]:
+    """The decoder's trie keeps a share of the full softmax's mass, which nothing holds there while it is trained."""
+    results = read_results(record / "results.csv")
+    rows = results[(results["source"] == "measured") & results["metric"].str.startswith("allowed_mass/level_")]
+    for key, of_world in rows.groupby(WORLD):
+        for method in ("stage2", "sapo", "grpo"):
+            of_method = of_world[of_world["method"] == method]
+            by_seed = of_method.groupby("seed")["value"].mean().to_numpy()
+            if len(by_seed) >= FEWEST_SEEDS:
+                kept = as_share(seed_interval(by_seed))
+                what = (
+                    f"{_name(key)}: of the full softmax where SID tokens are sampled, the mean share on codes that "
+                    f"continue to an item; {NAMES[method]}, {len(by_seed)} seeds"
+                )
+                says = "keeps all of it" if kept.low > 0.99 else f"keeps {kept.value:.0%}"
+                yield finding("The trie keeps a share of the full softmax", "TRL issue 6789", what, kept, says)
+
+
 TRAINING_CLAIMS: tuple[Callable[[Path], Iterator[Finding]], ...] = (
     *(stabilises, improves, sparsest, beats_outcome, both_components, beats_graded, thinking_pays),
+    *(at_equal_kl, kept_mass),
 )
 
 

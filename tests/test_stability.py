@@ -9,6 +9,7 @@ import pytest
 from sapo.analysis.stability import (
     best_rate,
     cells,
+    gain_at_equal_kl,
     improving_decades,
     share_below_start,
     spread,
@@ -98,3 +99,19 @@ def test_looks_that_are_not_there_are_said():
         cells(LOOKS, "valid/recall@1")
     with pytest.raises(InputError, match="no look before its first update"):
         cells(LOOKS[LOOKS["step"] > 0])
+
+
+def test_gain_at_equal_kl_by_hand():
+    """SAPO's best rate, 1e-3, gains .05, .10 at KL .02 and .04 on seed 1, and seed 0 falls by .02 before it gains .06.
+    The other moves twice as far: at KL .04, where SAPO ends, it has gained .02 and .01."""
+    other = looks(s0_3=[0.10, 0.12, 0.20], s1_3=[0.20, 0.21, 0.40]).assign(method="grpo")
+    twice = other["metric"] == "kl"
+    other.loc[twice, "value"] *= 2
+    both = pd.concat([LOOKS, other])
+    found = gain_at_equal_kl(both, "sapo", "grpo")
+    assert found.to_dict() == pytest.approx({0: 0.06 - 0.02, 1: 0.10 - 0.01})
+    assert gain_at_equal_kl(both, "grpo", "sapo").to_dict() == pytest.approx((-found).to_dict())
+    # at half the distance of a look, half of its gain
+    near = LOOKS.copy()
+    near.loc[near["metric"] == "kl", "value"] /= 4  # SAPO ends at .01, a quarter of the way to the other's first look
+    assert gain_at_equal_kl(pd.concat([near, other]), "sapo", "grpo")[0] == pytest.approx(0.06 - 0.02 / 4)

@@ -125,3 +125,41 @@ def test_holm_corrects_over_the_rows_of_a_claim():
 
     assert judged(0.03) == ["holds"]
     assert judged(0.03, 0.04, 0.04) == ["undecided"] * 3
+
+
+def test_equal_kl_is_judged_over_seeds_where_looks_have_both(tmp_path):
+    """SAPO gains .1 at KL .01 and GRPO .02: +.08 on three seeds that differ by .001."""
+    rows = []
+    for seed in range(3):
+        for method, gain, kl in (("sapo", 0.1 + 0.001 * seed, 0.01), ("grpo", 0.02, 0.01)):
+            run = {"dataset": "d", "split": "leave_one_out", "preset": "p", "method": method, "seed": seed}
+            for step, metric, value in (
+                (0, "valid/ndcg@10", 0.3),
+                (20, "valid/ndcg@10", 0.3 + gain),
+                (20, "kl", kl),
+            ):
+                rows.append({**run, "learning_rate": 1e-4, "step": step, "metric": metric, "value": value})
+    assert list(training_claims.at_equal_kl(tmp_path)) == []
+    pd.DataFrame(rows).to_csv(tmp_path / "looks.csv.gz", index=False)
+    (found,) = training_claims.at_equal_kl(tmp_path)
+    assert found.value == pytest.approx(0.081)
+    assert found.low < 0.081 < found.high
+    assert found.verdict == "holds"
+    pd.DataFrame(rows[:-6]).to_csv(tmp_path / "looks.csv.gz", index=False)  # two seeds are no evidence
+    assert list(training_claims.at_equal_kl(tmp_path)) == []
+
+
+def test_the_mass_that_the_trie_keeps_is_a_mean_over_levels_and_seeds(tmp_path):
+    """Levels at .9 and .7 + .01 s: the mean over levels is .8 + .005 s, over three seeds .805."""
+    key = {"dataset": "d", "split": "leave_one_out", "preset": "p", "method": "sapo"}
+    rows = [
+        {**key, "seed": seed, "metric": f"allowed_mass/level_{level + 1}", "value": value}
+        for seed in range(3)
+        for level, value in enumerate((0.9, 0.7 + 0.01 * seed))
+    ]
+    rows += [{**key, "seed": seed, "metric": "allowed_mass/block", "value": 0.1} for seed in range(3)]
+    write_results(pd.DataFrame(rows).assign(source="measured", n=5, run="r"), tmp_path / "results.csv")
+    (found,) = training_claims.kept_mass(tmp_path)
+    assert found.value == pytest.approx(0.805)
+    assert found.high - found.value == pytest.approx(4.302653 * 0.005 / 3**0.5)
+    assert found.verdict == "keeps 80%"

@@ -121,3 +121,26 @@ def until_gain(looks: pd.DataFrame, gain: float, metric: str = METRIC) -> pd.Dat
                 row["rollouts"] = above[0] * curve["rollouts"].mean()
         found.append(row)
     return pd.DataFrame(found)
+
+
+def gain_at_equal_kl(looks: pd.DataFrame, one: str, other: str, metric: str = METRIC) -> pd.Series:
+    """By seed, the gain of one method over the start less that of another at the largest KL to the start that both
+    reached, each at its best rate; of seeds that have both.
+
+    The KL of a look is the largest that was logged until then. Between looks the gain is interpolated.
+    """
+    curves: dict[str, dict[int, tuple[np.ndarray, np.ndarray]]] = {}
+    for method in (one, other):
+        of_method = looks[looks["method"] == method]
+        at_best = of_method[of_method["learning_rate"] == best_rate(cells(of_method, metric))]
+        wide = at_best.pivot_table(index=["seed", "step"], columns="metric", values="value")
+        curves[method] = {}
+        for seed, curve in wide.groupby("seed"):
+            curve = curve.assign(kl=curve["kl"].fillna(0).cummax()).dropna(subset=metric)
+            curves[method][int(seed)] = (curve["kl"].to_numpy(), (curve[metric] - curve[metric].iloc[0]).to_numpy())
+    differences = {}
+    for seed in sorted(set(curves[one]) & set(curves[other])):
+        reached = min(curves[method][seed][0][-1] for method in (one, other))
+        gains = [float(np.interp(reached, *curves[method][seed])) for method in (one, other)]
+        differences[seed] = gains[0] - gains[1]
+    return pd.Series(differences, dtype=float)
