@@ -88,6 +88,7 @@ def run(job: Job, workers: int | None = None, tell: Callable[[int, int], None] |
         raise InputError(f"ablation_seeds is {recipe.ablation_seeds}; there are {len(recipe.seeds)} seeds.")
     if not 1 <= recipe.grid_seeds <= len(recipe.seeds):
         raise InputError(f"grid_seeds is {recipe.grid_seeds}; there are {len(recipe.seeds)} seeds.")
+    processes.of_first(lambda: check_out(job))
     with Crew(workers) as crew:
         stages = [task for seed in recipe.seeds for task in _supervised_tasks(job, seed)]
         grid = [
@@ -107,6 +108,21 @@ def run(job: Job, workers: int | None = None, tell: Callable[[int, int], None] |
         tests = [_test_task(job, folder, others) for folder in result_runs(job, chosen)]
         crew.work([*others, *tests], tell)
     return processes.of_first(lambda: collect(job, chosen))
+
+
+def check_out(job: Job) -> None:
+    """Whether what results.csv under `job.out` says of this data set was made of the same files.
+
+    Raises:
+        InputError: of others.
+    """
+    if (path := Path(job.out) / "results.csv").is_file():
+        results = read_results(path)
+        runs = read_runs(Path(job.out))
+        runs = runs[runs["run"].map(lambda run: Path(run).name).isin(results["run"])]
+        ours = references_folder(job)
+        now = {"dataset": ours.row["dataset"], "split": ours.row["split"], "run": "this run", "data": ours.data}
+        check_data(pd.concat([pd.DataFrame([now]), runs]), job.out)
 
 
 def choose_learning_rate(job: Job, method: str) -> float:
@@ -227,7 +243,8 @@ def publish(out: str | Path, record: str | Path) -> list[Path]:
     `runs.csv` says of every run with a number in them when, where and by which code it was made.
 
     Raises:
-        InputError: nothing finished under `out`.
+        InputError: nothing finished under `out`; a run that went on from other weights than those of the stage-2 row
+            that it would stand beside.
     """
     out, record = Path(out), Path(record)
     if not (out / "results.csv").is_file():
@@ -239,6 +256,9 @@ def publish(out: str | Path, record: str | Path) -> list[Path]:
     runs = runs[runs["run"].map(lambda run: Path(run).name).isin(results["run"])]
     written = ["results.csv", *(name for name in KEYS if (out / name).is_file())]  # baselines have no curves
     with updating(record):
+        runs = pd.concat([others(read_recorded_runs(record), runs, [*WORLD, "method"]), runs])
+        check_parents(runs)
+        check_data(runs, record)
         add_results(results, record / "results.csv")
         for name in written[1:]:
             table = pd.read_csv(out / name)
@@ -246,9 +266,55 @@ def publish(out: str | Path, record: str | Path) -> list[Path]:
                 table[column] = [float(f"{value:.{CURVE_DIGITS}g}") for value in table[column]]
             _add(table, record / name)
         merge_ranks(out, record)
-        recorded = others(read_recorded_runs(record), runs, [*WORLD, "method"])
-        write_table(pd.concat([recorded, runs]), record / "runs.csv")
+        write_table(runs, record / "runs.csv")
     return [record / name for name in (*written, RANKS, ROWS, "runs.csv")]
+
+
+def check_parents(runs: pd.DataFrame) -> None:
+    """Whether every run of stage 3 went on from the weights of the supervised run beside it; those that say nothing of
+    weights are passed over.
+
+    Args:
+        runs: as of `read_runs`.
+
+    Raises:
+        InputError: naming the first that did not.
+    """
+    started = dict(zip(_keys(runs), runs.to_dict("records"), strict=True))
+    for (*world, seed, method), run in started.items():
+        if method not in OBJECTIVES and (method not in SYSTEMS or SYSTEMS[method].kind == "supervised"):
+            continue
+        stage = stage_of(method)
+        start = started.get((*world, seed, STAGES[stage].method or stage), {})
+        told = all(isinstance(weights, str) for weights in (run["parent"], start.get("weights")))
+        if told and run["parent"] != start["weights"]:
+            raise InputError(
+                f"{run['run']} went on from other weights than {start['run']} has, which it would stand beside: their "
+                f"difference would compare two starts. Train it from these, or give it a preset of its own."
+            )
+
+
+def check_data(runs: pd.DataFrame, where: str | Path) -> None:
+    """Whether all runs of one name and split saw the same files; those that do not say are passed over.
+
+    Args:
+        runs: as of `read_runs`; `where` they stand.
+
+    Raises:
+        InputError: naming two that did not.
+    """
+    for (dataset, split), of_data in runs[runs["data"].notna()].groupby(["dataset", "split"]):
+        different = of_data.drop_duplicates("data")
+        if len(different) > 1:
+            one, other = different["run"].iloc[:2]
+            raise InputError(
+                f"{where}: {one} and {other} saw different files under the one name {dataset!r} ({split}), and their "
+                f"rows must not be compared. Use another --out, or give one of the folders another name."
+            )
+
+
+def _keys(runs: pd.DataFrame) -> list[tuple[str, ...]]:
+    return list(runs[[*WORLD, "seed", "method"]].astype(str).itertuples(index=False, name=None))
 
 
 def _supervised_tasks(job: Job, seed: int) -> list[Task]:

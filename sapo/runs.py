@@ -2,7 +2,6 @@
 
 import glob
 import gzip
-import hashlib
 import json
 import os
 import platform
@@ -24,6 +23,7 @@ from sapo.data.reasoning import ReasoningConfig, ReasoningWorld
 from sapo.data.synthetic import SyntheticCatalogue, SyntheticConfig
 from sapo.errors import InputError
 from sapo.files import drop_halves, write_atomically, write_folder_atomically
+from sapo.identity import code_digest, digest, weights_digest
 from sapo.recipes import Recipe
 from sapo.semantic_ids.tokenizer import refuse_another_split
 
@@ -37,22 +37,16 @@ CODE = (
 # What `read_runs` tells of a run.
 RUN_COLUMNS = [
     *("dataset", "split", "preset", "seed", "method", "status", "updates", "started", "seconds"),
-    *("learning_rate", "hardware", "commit", "identity"),
+    *("learning_rate", "hardware", "commit", "identity", "data", "weights", "parent"),
 ]
 
 
 @lru_cache(maxsize=1)
 def code_version() -> str:
-    """Hash of the sources that decide a result."""
+    """Hash of the code that decides a result."""
     root = Path(__file__).resolve().parent
-    files = sorted(
-        file for part in CODE for file in ([root / part] if part.endswith(".py") else (root / part).rglob("*.py"))
-    )
-    return _digest(*((str(file.relative_to(root)), file.read_text("utf-8")) for file in files))
-
-
-def _digest(*parts: Any) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    files = [file for part in CODE for file in ([root / part] if part.endswith(".py") else (root / part).rglob("*.py"))]
+    return code_digest(file.read_text("utf-8") for file in files)
 
 
 @dataclass(frozen=True)
@@ -128,7 +122,8 @@ class RunFolder:
             "preset": job.recipe.preset,
             "seed": seed,
         }
-        self.identity = _digest(config, world.split.data_hash, world.catalog.content_hash, job.code, name)
+        self.data = digest(world.split.data_hash, world.catalog.content_hash)
+        self.identity = digest(config, world.split.data_hash, world.catalog.content_hash, job.code, name)
         group, runs = f"{world.name}-{world.split.name}-", Path(job.out) / "runs"
         self.path = runs / f"{group}{job.recipe.preset}" / f"{name}-{self.identity[:8]}"
         self.twins = (runs, f"{glob.escape(group)}*/{glob.escape(name)}-{self.identity[:8]}")
@@ -196,11 +191,25 @@ class RunFolder:
         """Drop what a run that was killed left half-written."""
         drop_halves(self.path.rglob(".partial-*"))
 
-    def finish(self, seconds: float, updates: int, metrics: dict[str, float], counts: dict[str, int]) -> None:
-        """Write the metrics, mark the run finished, remove its checkpoints, in this order: a stop costs nothing."""
+    def finish(
+        self,
+        seconds: float,
+        updates: int,
+        metrics: dict[str, float],
+        counts: dict[str, int],
+        parent: "RunFolder | None" = None,
+    ) -> None:
+        """Write the metrics, mark the run finished, remove its checkpoints, in this order: a stop costs nothing.
+
+        Args:
+            parent: the run that it went on from; its weights are told, so that rows of another one can be found out.
+        """
         table = self.results("measured", {**metrics, "updates": updates})
         write_table(table.assign(n=table["metric"].map(counts)), self.path / "metrics.csv")
-        self._write(status="finished", seconds=round(seconds, 1), updates=updates)
+        weights = {"weights": weights_digest(self.policy)}
+        if parent is not None:
+            weights["parent"] = weights_digest(parent.policy)
+        self._write(status="finished", seconds=round(seconds, 1), updates=updates, **weights)
         shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
 
     def table(self, name: str) -> pd.DataFrame:
@@ -241,6 +250,7 @@ class RunFolder:
         manifest = {
             **self.row,
             "identity": self.identity,
+            "data": self.data,
             "config": self.config,
             **self.manifest,
             **more,

@@ -36,6 +36,7 @@ from sapo.data.interactions import Split
 from sapo.data.reasoning import ReasoningWorld
 from sapo.errors import InputError
 from sapo.files import disk_errors
+from sapo.identity import objective_identity
 from sapo.policy.allowed_mass import allowed_mass
 from sapo.policy.backbone import Pretrained, add_item_tokens, build_backbone, load_pretrained
 from sapo.policy.policy import Policy
@@ -373,7 +374,7 @@ def stage3_folder(job: Job, seed: int, method: str, learning_rate: float) -> Run
     """Where a run of reinforcement learning lives."""
     settings = {name: value for name, value in asdict(job.recipe.stage3).items() if name != "learning_rates"}
     config = {
-        "objective": objective_of(method),
+        "objective": objective_identity(objective_of(method)),
         "learning_rate": learning_rate,
         "stage3": settings,
         "seed": seed,
@@ -580,4 +581,4 @@ def _finish(
     """Finish a run; the metric "seconds" counts the stages before it too. What was done before a stop is not in it."""
     own = time.monotonic() - began
     before = 0.0 if parent is None else parent.table("metrics.csv").set_index("metric")["value"]["seconds"]
-    folder.finish(own, updates, metrics | {"seconds": own + before}, counts)
+    folder.finish(own, updates, metrics | {"seconds": own + before}, counts, parent)

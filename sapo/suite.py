@@ -31,7 +31,7 @@ from sapo.baselines.tiger import Tiger
 from sapo.crew import Crew, Task
 from sapo.data.interactions import Rows, SplitName
 from sapo.errors import InputError
-from sapo.experiments import reference_ranks, run_ranks
+from sapo.experiments import check_out, reference_ranks, run_ranks
 from sapo.files import updating
 from sapo.recipes import QUICK, EvaluationConfig
 from sapo.runs import Job, RunFolder, write_table
@@ -275,6 +275,7 @@ def run_baselines(
     parts = [part for name in fusions for part in FUSIONS[name] if part not in COUNTING]
     names = [*dict.fromkeys([name for name in names if name in BASELINES] + parts)]
     job = Job(replace(QUICK, preset="baseline", evaluation=EvaluationConfig()), out, data, split=split)
+    check_out(job)
     with Crew(workers) as crew:
         references = Task(run_references, (job,), references_folder(job).finished)
         tokenizers = dict.fromkeys(t for name in names if (t := BASELINES[name].tokenizer) is not None)
