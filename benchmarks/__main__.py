@@ -25,7 +25,7 @@ from rich.table import Table
 from benchmarks import growth, rows
 from benchmarks.rows import Measured, quiet
 from benchmarks.world import LARGE, SMALL, Sizes, World
-from sapo.files import write_atomically
+from sapo.common.files import write_atomically
 
 HERE = Path(__file__).resolve().parent
 

@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.ratios import Case, Steps, Trainers, beam_case, dict_of_sets, rollout_case, sample, update_case
 from benchmarks.world import World, keep_memory, peak_bytes
-from sapo.answer import ask
+from sapo.policy.ask import ask
 from sapo.semantic_ids.trie import SidTrie
 
 ROUNDS, MOST_ROUNDS, ENOUGH = 5, 15, 3.0  # calls of each side, and seconds of all after which no more are made

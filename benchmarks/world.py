@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from sapo.data.catalog import Catalog
-from sapo.policy.layout import ReasoningLayout
+from sapo.decoding.layout import ReasoningLayout
 from sapo.policy.policy import Policy
 from sapo.policy.prompts import build_tokenizer
 from sapo.semantic_ids.trie import SidTrie

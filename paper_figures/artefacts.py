@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 
 from sapo.analysis.results import SPLITS, read_csv, to_numbers
 from sapo.analysis.tables import write_table
+from sapo.common.files import write_atomically
 from sapo.errors import InputError
-from sapo.files import write_atomically
 
 RECORD = Path(__file__).resolve().parent / "data"
 PUBLISHED = RECORD / "published.csv"

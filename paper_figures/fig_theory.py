@@ -12,12 +12,12 @@ from matplotlib.figure import Figure
 from scipy.stats import rankdata
 
 from sapo.analysis.plots import FULL_WIDTH, figure_style, method_color, method_label, ordered_methods
-from sapo.analysis.predicted import STEPS, has_closed_form, predict
 from sapo.analysis.results import read_csv, read_results, to_numbers
 from sapo.analysis.stability import METRIC
 from sapo.analysis.statistics import Interval, seed_interval
 from sapo.credit.objectives import OBJECTIVES
-from sapo.study import BASE
+from sapo.experiments.study import BASE
+from sapo.lab.predicted import STEPS, has_closed_form, predict
 
 NAME = "fig_theory"
 PROMPTS = BASE.stage3.prompts  # of an update of the study

@@ -8,9 +8,9 @@ from pathlib import Path
 from artefacts import RECORD, Artefact, command_line
 
 from sapo.analysis.tables import show_table
+from sapo.common.files import write_atomically
 from sapo.errors import InputError
-from sapo.files import write_atomically
-from sapo.runs import read_recorded_runs, read_runs
+from sapo.experiments.run_folder import read_recorded_runs, read_runs
 
 HERE = Path(__file__).resolve().parent
 STYLE = """

@@ -16,8 +16,8 @@ from PIL import Image
 from policies import METRIC, NO_THINKING, PAIRS, SHOWN, START
 
 from sapo.analysis.verdicts import Verdict, judge, sides
+from sapo.common.files import write_atomically
 from sapo.errors import InputError
-from sapo.files import write_atomically
 
 HERE = Path(__file__).resolve().parent
 TOP = HERE.parent

@@ -7,7 +7,7 @@ from pages import Page, Record, bullets, commands, dataset_name, label, markdown
 from table_systems import COUNTED, PLACE, systems
 
 from sapo.analysis.verdicts import comparison, judge, listed
-from sapo.suite import BASELINES, FUSIONS
+from sapo.experiments.suite import BASELINES, FUSIONS
 
 HITS, QUALITY = "recall@10", "ndcg@10"
 METRICS = {HITS: "HR@10", QUALITY: "NDCG@10"}

@@ -42,7 +42,7 @@ from sapo.analysis.stability import METRIC as VALIDATION
 from sapo.analysis.statistics import Interval
 from sapo.analysis.verdicts import comparison, judge, mean_half, signed, times
 from sapo.data.reasoning import ReasoningWorld
-from sapo.study import AXES, BASE
+from sapo.experiments.study import AXES, BASE
 
 FIGURES = ("fig_training_dynamics", "fig_objectives", "fig_advantage_distributions")
 CELLS = ("grpo", "grpo_step_reward", "sapo_outcome_reward", "sapo")  # of the component ablation, SAPO last

@@ -19,9 +19,9 @@ from sapo.analysis.results import read_csv, read_results, to_numbers
 from sapo.analysis.statistics import Difference, Interval, seed_difference, seed_interval
 from sapo.analysis.verdicts import mean_half
 from sapo.errors import InputError
-from sapo.study import AXES
-from sapo.suite import BASELINES, FUSIONS
-from sapo.systems import SYSTEMS
+from sapo.experiments.study import AXES
+from sapo.experiments.suite import BASELINES, FUSIONS
+from sapo.experiments.systems import SYSTEMS
 
 REASONING, CONTROL = "reasoning", "synthetic"  # how data sets of worlds that are made up are named
 DATASETS = {

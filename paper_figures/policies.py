@@ -23,7 +23,7 @@ from sapo.analysis.plots import WITHOUT_SEEDS
 from sapo.analysis.statistics import Difference, seed_interval
 from sapo.analysis.verdicts import comparison, judge, signed, tally
 from sapo.credit.objectives import OBJECTIVES
-from sapo.systems import SYSTEMS
+from sapo.experiments.systems import SYSTEMS
 
 METRIC, SHOWN = "ndcg@10", "NDCG@10"
 START, NO_THINKING = "stage2", "stage2_no_thinking"

@@ -12,8 +12,8 @@ from pages import markdown_table
 
 from sapo.credit.objectives import OBJECTIVES, Objective
 from sapo.errors import InputError
-from sapo.suite import BASELINES, FUSIONS, MODELS
-from sapo.systems import SYSTEMS, System
+from sapo.experiments.suite import BASELINES, FUSIONS, MODELS
+from sapo.experiments.systems import SYSTEMS, System
 
 REWARDS = {
     "exact": "exact match",

@@ -15,8 +15,8 @@ from sapo.analysis.statistics import beyond_noise
 from sapo.analysis.tables import NOTES, results_table
 from sapo.credit.objectives import OBJECTIVES
 from sapo.errors import InputError
-from sapo.runs import read_recorded_runs, read_runs
-from sapo.systems import SYSTEMS
+from sapo.experiments.run_folder import read_recorded_runs, read_runs
+from sapo.experiments.systems import SYSTEMS
 
 NAME = "table_systems"
 HEADLINE = ["item/recall@10", "item/ndcg@10"]

@@ -71,10 +71,11 @@ class Run:
     def __call__(self) -> None:
         from dataclasses import replace
 
-        from sapo import processes, recipes
-        from sapo.experiments import run
+        from sapo.common import distributed
+        from sapo.experiments import recipes
+        from sapo.experiments.run_folder import Job
+        from sapo.experiments.runner import run
         from sapo.policy.backbone import PAPER_BACKBONE, Pretrained
-        from sapo.runs import Job
 
         for name in ("seeds", "updates", "iterations", "workers", "lora", "row_updates", "rows"):
             _at_least_one(name, getattr(self, name))
@@ -122,7 +123,7 @@ class Run:
         recipe = replace(recipe, preset=name, stage3=stage3)
         data, rationales, said = _names(self.data, self.rationales, self.conversations)
         results = run(Job(recipe, str(self.out), data, self.sids, self.split, rationales, said), self.workers)
-        if not processes.is_first():
+        if not distributed.is_first():
             return
         print(_means(results, ["item/recall@10", "item/ndcg@10", "sid/recall@10", "sid/ndcg@10"]))
         print(self.out / "results.csv")
@@ -146,7 +147,7 @@ class Study:
     """Also measure, on so many batches of rollouts of each start, where an update of each objective leads."""
 
     def __call__(self) -> None:
-        from sapo.study import run_study
+        from sapo.experiments.study import run_study
 
         _at_least_one("workers", self.workers)
         if self.gradients is not None and self.gradients < 2:
@@ -179,7 +180,7 @@ class Baselines:
     """Processes side by side, as of `sapo run`."""
 
     def __call__(self) -> None:
-        from sapo.suite import run_baselines
+        from sapo.experiments.suite import run_baselines
 
         for name in ("seeds", "workers"):
             _at_least_one(name, getattr(self, name))
@@ -210,18 +211,18 @@ class Evaluate:
     """Let the policy think before it names an item; as it was trained where left out."""
 
     def __call__(self) -> None:
-        from sapo import processes
-        from sapo.analysis.evaluation import evaluate_policy
+        from sapo.common import distributed
+        from sapo.evaluation.evaluate import evaluate_policy
+        from sapo.experiments.recipes import QUICK
+        from sapo.experiments.run_folder import Job, load_world
         from sapo.policy.policy import Policy
-        from sapo.recipes import QUICK
-        from sapo.runs import Job, load_world
 
         _at_least_one("limit", self.limit)
         data = None if self.data is None else str(self.data)
         world = load_world(Job(QUICK, "", data, self.sids, self.split))
         policy = Policy.load(self.model, world.catalog)
         metrics, users = evaluate_policy(policy, world.split, self.rows, self.limit, thinking=self.thinking)
-        if not processes.is_first():
+        if not distributed.is_first():
             return
         print(f"{world.name}, {world.split.name}, {len(users)} {self.rows} rows")
         for name, value in metrics.items():
@@ -254,11 +255,11 @@ class Recommend:
 
         from transformers.utils.logging import disable_progress_bar
 
-        from sapo.answer import Answer, answer_lines, ask
         from sapo.data.catalog import Catalog
+        from sapo.experiments.recipes import QUICK
+        from sapo.experiments.run_folder import MADE, Job, load_world
+        from sapo.policy.ask import Answer, answer_lines, ask
         from sapo.policy.policy import Policy
-        from sapo.recipes import QUICK
-        from sapo.runs import MADE, Job, load_world
 
         disable_progress_bar()
         data = None if self.data is None else str(self.data)
@@ -324,10 +325,10 @@ class Plan:
     def __call__(self) -> None:
         from transformers.utils.logging import disable_progress_bar
 
-        from sapo import measuring, planning, recipes
+        from sapo.experiments import measuring, planning, recipes
+        from sapo.experiments.run_folder import Job
+        from sapo.experiments.stages import words_and_traces
         from sapo.policy.backbone import PAPER_BACKBONE, Pretrained
-        from sapo.runs import Job
-        from sapo.stages import words_and_traces
 
         _at_least_one("lora", self.lora)
         start = Pretrained(self.backbone or PAPER_BACKBONE, lora_rank=self.lora)
@@ -427,7 +428,7 @@ class Publish:
     """The record."""
 
     def __call__(self) -> None:
-        from sapo.experiments import publish
+        from sapo.experiments.runner import publish
 
         for path in publish(self.out, self.to):
             print(path)
@@ -453,8 +454,8 @@ class Claims:
     def __call__(self) -> None:
         import pandas as pd
 
-        from sapo.claims import ledger
-        from sapo.runs import write_table
+        from sapo.common.files import write_csv
+        from sapo.lab.claims import ledger
 
         rows = ledger(self.record, self.only, self.data)
         for claim, of_claim in rows.groupby("claim", sort=False):
@@ -467,7 +468,7 @@ class Claims:
                 old = pd.read_csv(path)
                 others = old["command"].str.contains("--data") & ~old["command"].isin(rows["command"])
                 rows = pd.concat([rows, old[others]])
-            write_table(_rounded(rows, 9), path)
+            write_csv(_rounded(rows, 9), path)
             print(path)
 
 
@@ -481,12 +482,12 @@ class Lab:
     """Worlds a cell, over which intervals are taken."""
 
     def __call__(self) -> None:
-        from sapo.analysis.laboratory import Sweep, sweep
-        from sapo.runs import write_table
+        from sapo.common.files import write_csv
+        from sapo.lab.sweep import Sweep, sweep
 
         _at_least_one("worlds", self.worlds)
         rows = sweep(Sweep(seeds=tuple(range(self.worlds))))
-        write_table(_rounded(rows, 6), self.to / "exact.csv")
+        write_csv(_rounded(rows, 6), self.to / "exact.csv")
         print(self.to / "exact.csv")
 
 
@@ -619,8 +620,7 @@ class Compare:
         import pandas as pd
 
         from sapo.analysis.tokenizers import Comparison, compare
-        from sapo.files import updating
-        from sapo.runs import write_table
+        from sapo.common.files import updating, write_csv
 
         _at_least_one("seeds", self.seeds)
         path = self.to / "tokenizers.csv"
@@ -629,7 +629,7 @@ class Compare:
                 if path.is_file():
                     old = pd.read_csv(path)
                     rows = pd.concat([old[old["dataset"] != rows["dataset"].iloc[0]], rows])
-                write_table(_rounded(rows, 6), path)
+                write_csv(_rounded(rows, 6), path)
         print(path)
 
 
@@ -661,8 +661,8 @@ class Explain:
     def __call__(self) -> None:
         from sapo.data.catalog import Catalog
         from sapo.data.interactions import Interactions
-        from sapo.policy.rationales import OpenAITeacher, Teacher, ask_teacher, local_teacher
-        from sapo.policy.traces import leaks
+        from sapo.training.rationales import OpenAITeacher, Teacher, ask_teacher, local_teacher
+        from sapo.training.traces import leaks
 
         for name in ("rows", "parallel", "max_tokens"):
             _at_least_one(name, getattr(self, name))
@@ -699,10 +699,10 @@ class RowsForVerl:
     """A policy is refused on a split that it was not trained for."""
 
     def __call__(self) -> None:
+        from sapo.experiments.recipes import QUICK
+        from sapo.experiments.run_folder import Job, load_world
         from sapo.integrations.rows import write_rows
         from sapo.policy.policy import Policy
-        from sapo.recipes import QUICK
-        from sapo.runs import Job, load_world
 
         world = load_world(Job(QUICK, "", str(self.folder), self.sids, self.split))
         policy = Policy.load(self.model, world.catalog, "cpu")
@@ -760,9 +760,9 @@ def _rounded(table: "pd.DataFrame", digits: int) -> "pd.DataFrame":
 
 def _sizes(data: Path | None, sids: str, split: Split, rationales: Path | None) -> tuple[int, int, int]:
     """Training rows, how many of them a teacher has explained (all where nobody was asked), and items."""
-    from sapo.policy.rationales import RationaleTraces, read_rationales
-    from sapo.recipes import preset
-    from sapo.runs import Job, load_world
+    from sapo.experiments.recipes import preset
+    from sapo.experiments.run_folder import Job, load_world
+    from sapo.training.rationales import RationaleTraces, read_rationales
 
     name = None if data is None else str(data)
     world = load_world(Job(preset("small", name), "", name, sids, split))  # made, it is as large as the paper preset's

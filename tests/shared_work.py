@@ -24,11 +24,11 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, StateDictType
 from transformers import PreTrainedTokenizerFast, TrainerCallback, TrainerState
 from worlds import EOS, PAD, tiny_model
 
-from sapo import processes
-from sapo.analysis.evaluation import evaluate_policy
+from sapo.common import distributed
 from sapo.errors import InputError
-from sapo.experiments import run
-from sapo.runs import Job
+from sapo.evaluation.evaluate import evaluate_policy
+from sapo.experiments.run_folder import Job
+from sapo.experiments.runner import run
 from sapo.training import sft
 from sapo.training.adapters import rows_alone
 from sapo.training.sft import SFTConfig, train_supervised
@@ -47,7 +47,7 @@ def supervised(out: Path) -> None:
     looks = torch.tensor([entry["eval_loss"] for entry in log if "eval_loss" in entry])
     config = replace(config, validate_every=None)
     train_supervised(policy, SPLIT, config, "thinking", out / "think", 0, TREE)
-    if processes.is_first():
+    if distributed.is_first():
         save_file(dict(policy.model.named_parameters()) | {"looks": looks}, out / "weights.safetensors")
 
 
@@ -55,9 +55,9 @@ def reinforced(out: Path) -> None:
     """Weights after three updates on fixed rollouts, for several objectives."""
     tokenizer = trainer_tokenizer()
     folder = out / "stage2"
-    if processes.is_first():
+    if distributed.is_first():
         tiny_model(VOCAB, scale=2.0).save_pretrained(folder)
-    processes.wait()
+    distributed.wait()
     weights = {}
     for objective in OBJECTIVES:
         trainer = ours(
@@ -66,7 +66,7 @@ def reinforced(out: Path) -> None:
             tokenizer,
             objective=objective,
             rollout_func=rollouts_of_prompts,
-            per_device_train_batch_size=16 // processes.count() // 2,
+            per_device_train_batch_size=16 // distributed.count() // 2,
             gradient_accumulation_steps=2,
             num_iterations=2,
             max_steps=4,
@@ -74,7 +74,7 @@ def reinforced(out: Path) -> None:
         trainer.train()
         model = gathered(trainer.accelerator.unwrap_model(trainer.model))
         weights |= {f"{objective}/{name}": value.detach() for name, value in model.named_parameters()}
-    if processes.is_first():
+    if distributed.is_first():
         save_file({name: value.clone() for name, value in weights.items()}, out / "weights.safetensors")
 
 
@@ -107,21 +107,21 @@ def resumed(out: Path) -> None:
     """Both kinds of training, stopped after update 5 and taken up at update 4."""
     config = SFTConfig(updates=8, batch_size=4, learning_rate=1e-2)
     policy, callback = make_policy(), sft.StopAtNonFiniteLoss
-    if stops := processes.count() > 1:
+    if stops := distributed.count() > 1:
         sft.StopAtNonFiniteLoss = Stop  # type: ignore[misc, assignment]
         with suppress(KeyboardInterrupt):
             train_supervised(policy, SPLIT, config, "next_item", out / "supervised", 0)
         sft.StopAtNonFiniteLoss, policy = callback, make_policy()  # type: ignore[misc]
-        processes.wait()
+        distributed.wait()
     train_supervised(policy, SPLIT, config, "next_item", out / "supervised", 0, resume=stops)
     weights = {f"supervised/{name}": value.detach() for name, value in policy.model.named_parameters()}
     tokenizer, folder = trainer_tokenizer(), out / "stage2"
-    if processes.is_first():
+    if distributed.is_first():
         tiny_model(VOCAB, scale=2.0).save_pretrained(folder)
-    processes.wait()
+    distributed.wait()
 
     def make() -> SAPOTrainer:
-        size = 16 // processes.count()
+        size = 16 // distributed.count()
         settings = {"per_device_train_batch_size": size, "max_steps": 8, "save_strategy": "steps", "save_steps": 2}
         return ours(folder, out / "reinforced", tokenizer, rollout_func=rollouts_of_prompts, **settings)
 
@@ -130,48 +130,48 @@ def resumed(out: Path) -> None:
         stopped.add_callback(Stop)
         with suppress(KeyboardInterrupt):
             stopped.train()
-        processes.wait()
+        distributed.wait()
     trainer = make()
     trainer.train(resume_from_checkpoint=stops)
     model = gathered(trainer.accelerator.unwrap_model(trainer.model))
     weights |= {f"reinforced/{name}": value.detach() for name, value in model.named_parameters()}
-    if processes.is_first():
+    if distributed.is_first():
         save_file({name: value.clone() for name, value in weights.items()}, out / "weights.safetensors")
 
 
 def sampled(out: Path) -> None:
     """Completions written from whole weights, of unequal length on each process, and from the same weights in parts."""
     tokenizer, folder = trainer_tokenizer(), out / "stage2"
-    if processes.is_first():
+    if distributed.is_first():
         tiny_model(VOCAB, scale=2.0).save_pretrained(folder)
-    processes.wait()
+    distributed.wait()
     trainer = ours(folder, out / "run", tokenizer, rollout_func=None, per_device_train_batch_size=8, max_steps=1)
     trainer.train()
     model = trainer.accelerator.unwrap_model(trainer.model)
     held = sum(value.to_local().numel() for value in model.parameters())
     plain = gathered(model)
-    rows = trainer.train_dataset["prompt"][: 1 + processes.number()]
+    rows = trainer.train_dataset["prompt"][: 1 + distributed.number()]
     ids = trainer.processing_class(rows, return_tensors="pt", padding=True, add_special_tokens=False)
     with torch.no_grad():
         expected = plain(**ids).logits
         together = model(**ids).logits
         with whole_weights(model):
-            for _ in range(1 + 2 * processes.number()):
+            for _ in range(1 + 2 * distributed.number()):
                 alone = model(**ids).logits
         again = model(**ids).logits
     apart = [float((found - expected).abs().max()) for found in (together, alone, again)]
     share = held / sum(value.numel() for value in plain.parameters())
-    found = processes.of_all({"apart": apart, "share": share, "class": type(plain).__name__})
-    if processes.is_first():
+    found = distributed.of_all({"apart": apart, "share": share, "class": type(plain).__name__})
+    if distributed.is_first():
         (out / "found.json").write_text(json.dumps(found))
 
 
 def rolled(out: Path) -> None:
     """Weights after updates on completions that the processes write themselves, not equally often under dapo."""
     tokenizer, folder = trainer_tokenizer(), out / "stage2"
-    if processes.is_first():
+    if distributed.is_first():
         tiny_model(VOCAB, scale=2.0).save_pretrained(folder)
-    processes.wait()
+    distributed.wait()
     weights = {}
     for objective in ("sapo", "dapo", "best_of_beam"):
         settings = {
@@ -186,7 +186,7 @@ def rolled(out: Path) -> None:
         assert any(row.get("grad_norm") for row in trainer.state.log_history)
         model = gathered(trainer.accelerator.unwrap_model(trainer.model))
         weights |= {f"{objective}/{name}": value.detach().clone() for name, value in model.named_parameters()}
-    if processes.is_first():
+    if distributed.is_first():
         save_file(weights, out / "weights.safetensors")
 
 
@@ -196,9 +196,9 @@ def evaluated(out: Path) -> None:
     rows = SPLIT.test
     assert len(rows)
     metrics, users = evaluate_policy(policy, SPLIT, "test", batch_size=1)
-    everybody = processes.of_all((metrics, users.to_dict()))
+    everybody = distributed.of_all((metrics, users.to_dict()))
     assert all(found == everybody[0] for found in everybody)
-    if processes.is_first():
+    if distributed.is_first():
         (out / "found.json").write_text(json.dumps([metrics, users.to_dict(orient="list")]))
 
 
@@ -210,8 +210,8 @@ def broken(out: Path) -> None:
     try:
         evaluate_policy(policy, SPLIT, "test")
     except FloatingPointError as error:
-        (out / f"{processes.number()}.txt").write_text(str(error))
-    processes.wait()
+        (out / f"{distributed.number()}.txt").write_text(str(error))
+    distributed.wait()
 
 
 def whole(out: Path) -> None:
@@ -222,9 +222,9 @@ def whole(out: Path) -> None:
         written = event == "open" and isinstance(arguments[1], str) and set(arguments[1]) & set("wax+")
         own = "/checkpoints/" in str(arguments[0])  # where each leaves the state of its random numbers
         if (written or event == "os.mkdir") and str(arguments[0]).startswith(target) and not own:
-            raise AssertionError(f"process {processes.number()}: {event} {arguments[0]}")
+            raise AssertionError(f"process {distributed.number()}: {event} {arguments[0]}")
 
-    if not processes.is_first():
+    if not distributed.is_first():
         sys.addaudithook(watch)
     recipe = replace(
         TINY,
@@ -235,23 +235,23 @@ def whole(out: Path) -> None:
         systems=("LICD", "RecCoT blind"),
     )
     results = run(Job(recipe, target), workers=1)
-    lengths = processes.of_all(len(results))
-    assert lengths == [lengths[0]] * processes.count()
+    lengths = distributed.of_all(len(results))
+    assert lengths == [lengths[0]] * distributed.count()
     assert CATALOG.num_items
 
 
 def refused(out: Path) -> None:
     """What does not divide is said in words by each process."""
-    for what in (lambda: processes.shares("prompts", 7, None), lambda: run(Job(TINY, str(out)), workers=2)):
+    for what in (lambda: distributed.shares("prompts", 7, None), lambda: run(Job(TINY, str(out)), workers=2)):
         try:
             what()
         except InputError as error:
-            (out / f"{processes.number()}.txt").open("a").write(f"{error}\n")
+            (out / f"{distributed.number()}.txt").open("a").write(f"{error}\n")
 
 
 def unknown(out: Path) -> None:
     """Ways to spread weights that are refused."""
-    processes.wait()
+    distributed.wait()
     accelerator = Accelerator()
     plugin = accelerator.state.fsdp_plugin
     plugin.mixed_precision_policy = MixedPrecisionPolicy(torch.bfloat16, torch.bfloat16, torch.bfloat16)
@@ -279,9 +279,9 @@ def unknown(out: Path) -> None:
     with rows_alone(policy.model, [0]), pytest.raises(InputError, match="rows that are trained alone need the whole"):
         train_supervised(policy, SPLIT, SFTConfig(2, batch_size=4), "next_item", out, 0)
     folder = out / "stage2"
-    if processes.is_first():
+    if distributed.is_first():
         tiny_model(VOCAB).save_pretrained(folder)
-    processes.wait()
+    distributed.wait()
     for objective, settings, need in (
         ("sapo", {"lora_rank": 2}, "adapters"),
         ("rlvr", {}, "the values of objective 'rlvr'"),
@@ -291,7 +291,7 @@ def unknown(out: Path) -> None:
     accelerator.state.distributed_type = DistributedType.DEEPSPEED
     with pytest.raises(InputError, match="DEEPSPEED is not known here"):
         prepare_sharding(accelerator)
-    (out / f"{processes.number()}.json").write_text(json.dumps(said))
+    (out / f"{distributed.number()}.json").write_text(json.dumps(said))
 
 
 def shard_on_cpu() -> None:
@@ -324,8 +324,8 @@ if __name__ == "__main__":
     out = Path(sys.argv[2])
     {work.__name__: work for work in works}[sys.argv[1]](out)
     if "sharded" in sys.argv:  # a thread that gloo leaves behind here aborts the interpreter's own end now and then
-        (out / f"done{processes.number()}").touch()
-        while len(list(out.glob("done?"))) < processes.count():  # who leaves closes connections
+        (out / f"done{distributed.number()}").touch()
+        while len(list(out.glob("done?"))) < distributed.count():  # who leaves closes connections
             time.sleep(0.01)
         sys.stderr.flush()
         os._exit(0)

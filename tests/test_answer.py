@@ -13,9 +13,9 @@ import torch
 from test_policy import CATALOG, TITLES, make_policy
 
 from sapo import cli
-from sapo.answer import ItemNames, answer_lines, ask
 from sapo.data.catalog import Catalog
 from sapo.errors import InputError
+from sapo.policy.ask import ItemNames, answer_lines, ask
 from sapo.policy.policy import recommend
 
 SHOP = Catalog("shop", CATALOG.sids, TITLES, asins=["B0", "B1", "B2", "B3", "B4", "42"])

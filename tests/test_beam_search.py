@@ -7,8 +7,8 @@ import torch
 from transformers import GenerationConfig
 from worlds import EOS, PAD, layout_for, random_prompts, random_sids, tiny_model
 
+from sapo.decoding.beam_search import constrained_beam_search
 from sapo.errors import InputError
-from sapo.policy.beam_search import constrained_beam_search
 from sapo.semantic_ids.trie import SidTrie
 
 CASES = [((5, 6), 20, 4), ((4, 6, 5), 60, 10), ((3, 4, 3, 4), 80, 7), ((3, 3, 2, 3, 2), 60, 10)]

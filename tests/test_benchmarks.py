@@ -11,7 +11,7 @@ from benchmarks.__main__ import Bench, main
 from benchmarks.ratios import Case, beam_case, same_lists, update_case
 from benchmarks.rows import cases
 from benchmarks.world import SMALL, World, peak_bytes
-from sapo.policy.beam_search import Beams
+from sapo.decoding.beam_search import Beams
 
 TOY = replace(
     SMALL, prompts=3, group_size=4, prompt_tokens=9, new_tokens=6, items=300, codes=8, vocabulary=400, hidden=16, head=4

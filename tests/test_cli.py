@@ -19,14 +19,15 @@ import pytest
 from test_amazon import raw_files
 from test_experiments import TINY
 
-from sapo import claims, cli, recipes
-from sapo.analysis import laboratory
+from sapo import cli
 from sapo.analysis.results import read_results
 from sapo.data import amazon
 from sapo.data.catalog import Catalog
 from sapo.data.interactions import Interactions
 from sapo.data.synthetic import SyntheticCatalogue
 from sapo.errors import InputError
+from sapo.experiments import recipes
+from sapo.lab import claims, sweep
 from sapo.policy.backbone import Pretrained
 
 
@@ -167,7 +168,7 @@ def test_the_paper_preset_takes_its_updates_from_the_data(folder, monkeypatch, t
         world = {"source": "measured", "dataset": "shop", "split": "leave_one_out", "preset": "paper"}
         return pd.DataFrame([{**world, "method": "sapo", "metric": "ndcg@10", "value": 0.5}])
 
-    monkeypatch.setattr("sapo.experiments.run", run)
+    monkeypatch.setattr("sapo.experiments.runner.run", run)
     split = Interactions.load(folder).split("leave_one_out")
     rows, items = len(split.train), 30
     cli.Run(preset="paper", data=folder, out=tmp_path, lora=8, row_updates=5, seeds=1)()
@@ -222,7 +223,8 @@ def test_a_full_disk_is_one_message(room, tmp_path):
     """No file may grow past `room` bytes, which fails as a full disk does, inside torch and safetensors too."""
     script = f"""
 import resource, sys
-from sapo import cli, recipes
+from sapo import cli
+from sapo.experiments import recipes
 from test_experiments import TINY
 recipes.preset = lambda name, data: TINY
 resource.setrlimit(resource.RLIMIT_FSIZE, ({room}, {room}))
@@ -270,7 +272,7 @@ def test_claims_are_printed_and_recorded(tiny, tmp_path, monkeypatch, capsys):
     record = Path(cli.__file__).parent.parent / "paper_figures" / "data"
     for name in ("rollouts.csv.gz", "dynamics.csv.gz"):
         (tmp_path / name).symlink_to(record / name)
-    monkeypatch.setattr("sapo.claims.CLAIMS", {1: claims.CLAIMS[1], 2: claims.CLAIMS[2]})
+    monkeypatch.setattr("sapo.lab.claims.CLAIMS", {1: claims.CLAIMS[1], 2: claims.CLAIMS[2]})
     tiny("claims", "--only", 1, "--record", tmp_path)
     shown = capsys.readouterr().out
     assert "With an outcome-only reward the step advantage is the trajectory advantage" in shown
@@ -283,7 +285,7 @@ def test_claims_are_printed_and_recorded(tiny, tmp_path, monkeypatch, capsys):
 
 
 def test_lab_writes_its_table(tiny, tmp_path, monkeypatch):
-    small = partial(laboratory.Sweep, ("grpo", "sapo"), (0.1,), (0.0,), (2,), items=(64,))
+    small = partial(sweep.Sweep, ("grpo", "sapo"), (0.1,), (0.0,), (2,), items=(64,))
     monkeypatch.setattr(laboratory, "Sweep", small)
     tiny("lab", "--to", tmp_path, "--worlds", 2)
     written = pd.read_csv(tmp_path / "exact.csv")
@@ -393,7 +395,7 @@ def test_tokenize_and_compare(tiny, folder, tmp_path, capsys):
 
 def test_a_teacher_explains_and_is_learnt_from(tiny, folder, tmp_path, capsys, monkeypatch):
     says = lambda self, prompt: f"{self.model} says so. " + prompt.split("next purchase is: ")[1].split()[0] + " it is."  # noqa: E731
-    monkeypatch.setattr("sapo.policy.rationales.OpenAITeacher.__call__", says)
+    monkeypatch.setattr("sapo.training.rationales.OpenAITeacher.__call__", says)
     options = ["--url", "http://localhost:1/v1", "--model", "oracle", "--rows", 50, "--to", tmp_path / "r.jsonl"]
     tiny("data", "explain", folder, *options)
     said = capsys.readouterr().out

@@ -8,7 +8,7 @@ import pytest
 import torch
 from test_policy import make_policy
 
-from sapo.policy.beam_search import Beams
+from sapo.decoding.beam_search import Beams
 from sapo.policy.contrast import CANDIDATES, contrast, score_sids, standardised
 from sapo.policy.policy import recommend, search, think
 

@@ -6,9 +6,9 @@ import pytest
 from test_pretrained import CATALOG, SPLIT, folders, make, pieces  # noqa: F401
 
 from sapo.errors import InputError
-from sapo.policy.traces import NodeDescriptors
 from sapo.training.conversations import Conversation, read_conversations
 from sapo.training.examples import ChatExamples
+from sapo.training.traces import NodeDescriptors
 
 ASKED = {"role": "user", "content": "What is 2 + 2?"}
 SYSTEM = {"role": "system", "content": "Be brief."}

@@ -9,7 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sapo.analysis.evaluation import (
+from sapo.data.interactions import Rows
+from sapo.errors import InputError
+from sapo.evaluation.evaluate import (
     duplicate_share,
     evaluate_ranking,
     item_ranks,
@@ -21,8 +23,6 @@ from sapo.analysis.evaluation import (
     sid_ranking_metrics,
     valid_share,
 )
-from sapo.data.interactions import Rows
-from sapo.errors import InputError
 
 CATALOGUE = torch.tensor([[0, 0], [0, 1], [0, 1], [1, 0], [0, 1], [2, 3]])  # (0, 1) names the items 1, 2 and 4
 INTS = partial(torch.zeros, dtype=torch.long)

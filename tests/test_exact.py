@@ -7,7 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sapo.credit.exact import (
+from sapo.credit.objectives import OBJECTIVES, Objective, policy_loss
+from sapo.credit.rewards import step_match
+from sapo.errors import InputError
+from sapo.lab.exact import (
     SidWorld,
     efficiency,
     expected_update,
@@ -18,9 +21,6 @@ from sapo.credit.exact import (
     silent_share,
     true_gradient,
 )
-from sapo.credit.objectives import OBJECTIVES, Objective, policy_loss
-from sapo.credit.rewards import step_match
-from sapo.errors import InputError
 
 # 8 trajectories, 512 groups of 3. Both second codes are only children, so no second token is trained.
 TINY = SidWorld(

@@ -14,19 +14,19 @@ import pandas as pd
 import pytest
 import torch
 
-from sapo import experiments, runs, stages
 from sapo.analysis.results import add_results, read_results
+from sapo.common.files import updating, write_csv
 from sapo.credit.objectives import OBJECTIVES
 from sapo.data.reasoning import ReasoningConfig
 from sapo.data.synthetic import SyntheticConfig
 from sapo.errors import InputError
-from sapo.experiments import publish, run
-from sapo.files import updating
+from sapo.experiments import run_folder, runner, stages
+from sapo.experiments.recipes import EvaluationConfig, Recipe, RLConfig, in_world
+from sapo.experiments.run_folder import Job, load_world
+from sapo.experiments.runner import publish, run
+from sapo.experiments.systems import SYSTEMS
 from sapo.policy.backbone import BackboneConfig
 from sapo.policy.policy import Policy, recommend
-from sapo.recipes import EvaluationConfig, Recipe, RLConfig, in_world
-from sapo.runs import Job, load_world
-from sapo.systems import SYSTEMS
 from sapo.training.config import SAPOConfig
 from sapo.training.sft import SFTConfig
 from sapo.training.trainer import SAPOTrainer
@@ -104,7 +104,7 @@ def test_the_learning_rate_is_the_best_of_the_grid_on_validation(finished):
             .set_index("metric")["value"]["valid/ndcg@10"]
             for rate in (1e-3, 3e-3)
         }
-        chosen = experiments.choose_learning_rate(job, name)
+        chosen = runner.choose_learning_rate(job, name)
         assert scores[chosen] == max(scores.values())
         # only the chosen one reads the test rows, and only it is trained with the other seeds
         for rate in scores:
@@ -135,7 +135,7 @@ def test_every_decoding_of_a_policy_is_recorded_and_follows_from_its_ranks(finis
     for prefix in ("", "item/", "full/", "beams50/"):
         for metric in ("recall@1", "recall@5", "recall@10", "ndcg@5", "ndcg@10"):
             assert 0 <= rows[prefix + metric] <= 1
-    rate = experiments.choose_learning_rate(job, "sapo")
+    rate = runner.choose_learning_rate(job, "sapo")
     users = stages.stage3_folder(job, 1, "sapo", rate).table("per_user.csv.gz")
     assert len(users) == 20
     for prefix in ("", "full/", "beams50/"):
@@ -157,7 +157,7 @@ def test_every_decoding_of_a_policy_is_recorded_and_follows_from_its_ranks(finis
 
 def test_a_card_lies_beside_every_checkpoint(finished):
     job, _, _ = finished
-    rate = experiments.choose_learning_rate(job, "sapo")
+    rate = runner.choose_learning_rate(job, "sapo")
     for folder in (
         *(stages.supervised_folder(job, 0, stage) for stage in ("stage1", "stage2")),
         stages.stage3_folder(job, 0, "sapo", rate),
@@ -288,7 +288,7 @@ def test_a_rate_that_diverges_loses_and_its_run_is_not_tried_again(finished, tmp
     monkeypatch.setattr(SAPOTrainer, "train", fails)
     run(small, workers=1)
     assert stages.stage3_folder(small, 0, "sapo", 3e-3).diverged
-    assert experiments.choose_learning_rate(small, "sapo") == 1e-3
+    assert runner.choose_learning_rate(small, "sapo") == 1e-3
     only = replace(TINY, stage3=replace(TINY.stage3, learning_rates=(3e-3,)))
     with pytest.raises(FloatingPointError, match=r"diverged at every learning rate of the grid \(0\.003\)"):
         run(replace(small, recipe=replace(small.recipe, stage3=only.stage3)), workers=1)
@@ -300,7 +300,7 @@ def test_a_later_seed_that_diverges_is_left_out(when, finished, tmp_path, monkey
     job, out, _ = finished
     shutil.copytree(out / "runs", tmp_path / "runs")
     again = replace(job, out=str(tmp_path))
-    rate = experiments.choose_learning_rate(again, "sapo")
+    rate = runner.choose_learning_rate(again, "sapo")
     lost = stages.stage3_folder(again, 1, "sapo", rate)
     shutil.rmtree(lost.path)
     from sapo.training.trainer import SAPOTrainer
@@ -377,13 +377,13 @@ def test_a_catalogue_smaller_than_a_ranking(tmp_path):
 
 def test_runs_do_not_need_git(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert runs._commit(tmp_path) is None
+    assert run_folder._commit(tmp_path) is None
 
 
 def test_results_of_a_method_are_replaced_as_a_whole(finished, tmp_path):
     """Seed 1 of an earlier configuration must not join a mean with seed 0 of this one."""
     _, out, results = finished
-    experiments.publish(out, tmp_path)
+    runner.publish(out, tmp_path)
     fewer = results[(results["method"] == "sapo") & (results["seed"] == 0)].assign(value=0.5)
     add_results(fewer, tmp_path / "results.csv")
     merged = read_results(tmp_path / "results.csv")
@@ -427,7 +427,7 @@ def test_systems_of_the_field_are_runs_like_ours(finished, tmp_path, monkeypatch
     catalog = load_world(job).catalog
     policies = {}
     for name in ("MiniOneRec", "SIDReasoner", "OneRec-Think"):
-        rate = experiments.choose_learning_rate(job, name)
+        rate = runner.choose_learning_rate(job, name)
         policies[name] = Policy.load(stages.stage3_folder(job, 0, name, rate).policy, catalog)
     policies["LC-Rec"] = Policy.load(stages.supervised_folder(job, 0, "stage2_alignment").policy, catalog)
     assert {name: policy.layout.blocks for name, policy in policies.items()} == {
@@ -455,7 +455,7 @@ def test_systems_of_the_field_are_runs_like_ours(finished, tmp_path, monkeypatch
         ("SIDReasoner", "sapo", "1 thinking blocks for 3 SID tokens"),
         ("MiniOneRec", "best_of_beam", "does not think"),
     ):
-        rate = experiments.choose_learning_rate(job, name)
+        rate = runner.choose_learning_rate(job, name)
         folder = stages.stage3_folder(job, 0, name, rate).policy
         args = SAPOConfig(str(tmp_path), objective=objective, per_device_train_batch_size=8, num_generations=4)
         with pytest.raises(InputError, match=message):
@@ -484,7 +484,7 @@ def test_publish_adds_to_the_record(finished, tmp_path):
     assert {"full/ndcg@5", "beams50/recall@1"} <= whole
     assert "valid/recall@10" in whole
     assert len(pd.read_csv(tmp_path / "rollouts.csv.gz")) == len(pd.read_csv(out / "rollouts.csv.gz"))
-    runs = pd.read_csv(tmp_path / "runs.csv")  # where each number's run is told of, and no other run
+    runs = pd.read_csv(tmp_path / "run_folder.csv")  # where each number's run is told of, and no other run
     assert {Path(run).name for run in runs["run"]} == set(read_results(out / "results.csv")["run"])
     assert runs[["started", "hardware", "identity"]].notna().all(axis=None)
     with pytest.raises(InputError, match=r"holds no results\.csv"):
@@ -527,7 +527,7 @@ def test_same_table_same_bytes(name, tmp_path):
     table = pd.DataFrame({"a": [1, 2], "b": ["x", "y"]})
     paths = tmp_path / "one" / name, tmp_path / "other" / name
     for path in paths:
-        runs.write_table(table, path)
+        write_csv(table, path)
     assert paths[0].read_bytes() == paths[1].read_bytes()
     assert pd.read_csv(paths[0]).equals(table)
 
@@ -578,7 +578,7 @@ def test_every_seed_of_the_grid_tries_every_rate_and_validation_chooses_by_their
             )
             for rate in (1e-3, 1e-2)
         }
-        chosen = experiments.choose_learning_rate(job, method)
+        chosen = runner.choose_learning_rate(job, method)
         assert means[chosen] == max(means.values())
         rates = results[(results["metric"] == "learning_rate") & (results["method"] == method)]
         assert rates["value"].tolist() == [chosen] * 3

@@ -18,8 +18,8 @@ import pytest
 from test_experiments import TINY
 
 from sapo.analysis.results import read_results
-from sapo.experiments import run
-from sapo.runs import Job
+from sapo.experiments.run_folder import Job
+from sapo.experiments.runner import run
 
 KILLS = int(os.environ.get("SAPO_KILLS", "3"))
 AT_ONCE = 3

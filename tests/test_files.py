@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from sapo.files import write_atomically, write_folder_atomically
+from sapo.common.files import write_atomically, write_folder_atomically
 
 INTERRUPTIONS = [OSError(28, "No space left on device"), KeyboardInterrupt(), SystemExit(1), ValueError("bad number")]
 kind_of = pytest.mark.parametrize("interruption", INTERRUPTIONS, ids=lambda error: type(error).__name__)

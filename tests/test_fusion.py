@@ -5,10 +5,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sapo.analysis.evaluation import ranking_metrics
 from sapo.baselines import fusion
 from sapo.baselines.fusion import Fusion
 from sapo.errors import InputError
+from sapo.evaluation.evaluate import ranking_metrics
 
 
 def test_fused_ranks_by_hand():

@@ -15,16 +15,16 @@ from test_policy import CATALOG, INTERACTIONS, make_policy
 from worlds import CLOSE, EOS, OPEN, PAD, layout_for
 
 from sapo.analysis.results import read_results
-from sapo.answer import answer_lines
 from sapo.data.amazon import read_products, read_reviews
 from sapo.data.catalog import Catalog
 from sapo.data.interactions import Interactions
 from sapo.errors import InputError
+from sapo.experiments.run_folder import read_runs
+from sapo.policy.ask import answer_lines
 from sapo.policy.policy import Policy, recommend
-from sapo.policy.rationales import read_rationales
-from sapo.runs import read_runs
 from sapo.semantic_ids.tokenizer import ItemTokenizer, TokenizerConfig
 from sapo.training.conversations import read_conversations
+from sapo.training.rationales import read_rationales
 
 INPUTS = int(os.environ.get("SAPO_FUZZ", "4000"))
 PIECES = [

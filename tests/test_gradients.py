@@ -6,16 +6,16 @@ import math
 import pytest
 import torch
 
-from sapo.analysis import gradients
-from sapo.analysis.gradients import GOALS, learns_from_given_rollouts, measure_gradients
 from sapo.credit.objectives import OBJECTIVES
 from sapo.data.interactions import Rows
 from sapo.data.synthetic import SyntheticCatalogue, SyntheticConfig
+from sapo.decoding.sampling import Rollouts
 from sapo.errors import InputError
+from sapo.evaluation import gradients
+from sapo.evaluation.gradients import GOALS, learns_from_given_rollouts, measure_gradients
 from sapo.policy.backbone import BackboneConfig, build_backbone
 from sapo.policy.policy import Policy
 from sapo.policy.prompts import build_tokenizer
-from sapo.policy.rollout import Rollouts
 
 WORLD = SyntheticCatalogue(SyntheticConfig(num_users=30, num_items=6, branching=(2, 3), predictability=(0.8, 0.7)))
 

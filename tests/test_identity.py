@@ -6,14 +6,14 @@ from dataclasses import dataclass, replace
 import pandas as pd
 import pytest
 
-from sapo import runs, stages
 from sapo.analysis.results import write_results
 from sapo.credit.objectives import OBJECTIVES, Objective
 from sapo.errors import InputError
-from sapo.experiments import check_data, check_out, check_parents
-from sapo.identity import code_digest, objective_identity, weights_digest
-from sapo.recipes import QUICK
-from sapo.runs import Job
+from sapo.experiments import run_folder, stages
+from sapo.experiments.identity import code_digest, objective_identity, weights_digest
+from sapo.experiments.recipes import QUICK
+from sapo.experiments.run_folder import Job
+from sapo.experiments.runner import check_data, check_out, check_parents
 
 CODE = '''
 """A module."""
@@ -71,7 +71,7 @@ def test_a_function_of_a_docstring_alone_still_is_one():
 
 
 def test_the_code_of_the_package_has_an_identity():
-    assert runs.code_version.__wrapped__() == runs.code_version()
+    assert run_folder.code_version.__wrapped__() == run_folder.code_version()
 
 
 def test_an_objective_is_its_fields_and_its_class(monkeypatch):

@@ -123,8 +123,8 @@ def test_package_imports_no_notebook_figure_script_or_test():
 @pytest.mark.parametrize(
     ("module", "code", "imported"),
     [
-        ("sapo.data.catalog", "def f():\n    import sapo.policy.layout", "sapo.policy.layout"),
-        ("sapo.data.catalog", "from ..policy import layout", "sapo.policy.layout"),
+        ("sapo.data.catalog", "def f():\n    import sapo.decoding.layout", "sapo.decoding.layout"),
+        ("sapo.data.catalog", "from ..policy import layout", "sapo.decoding.layout"),
         ("sapo.data.catalog", "from sapo import policy", "sapo.policy"),
         ("sapo.data.catalog", "from sapo import Policy", "sapo.policy.policy"),
         ("sapo.data.catalog", "from .interactions import Split", "sapo.data.interactions.Split"),

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sapo.policy.joined_attention import can_join, joined_attention
+from sapo.decoding.joined_attention import can_join, joined_attention
 
 
 def states(heads, key_heads, dtype=torch.float64, prompts=2, group=3, width=5, time=4, size=8):

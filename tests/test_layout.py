@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from worlds import CLOSE, EOS, OPEN, PAD, layout_for
 
+from sapo.decoding.layout import ReasoningLayout
 from sapo.errors import InputError
-from sapo.policy.layout import ReasoningLayout
 
 SIZES = (3, 2, 4)
 LAYOUT = layout_for(SIZES)

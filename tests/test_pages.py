@@ -217,7 +217,7 @@ def test_pairs_are_compared_over_users_and_seeds_where_both_have_ranks(study):
 def test_the_study_is_shown_axis_by_axis_as_far_as_it_is_recorded(study):
     import page_reasoning_world
 
-    from sapo.study import AXES
+    from sapo.experiments.study import AXES
 
     (page,) = page_reasoning_world.main(study)
     headings = [line.removeprefix("## ") for line in page.text.splitlines() if line.startswith("## ")]

@@ -21,9 +21,9 @@ from sapo.analysis.results import add_results, name_hits, read_results, write_re
 from sapo.analysis.statistics import paired_difference
 from sapo.credit.objectives import OBJECTIVES
 from sapo.errors import InputError
-from sapo.stages import REFERENCES
-from sapo.suite import BASELINES, FUSIONS
-from sapo.systems import SYSTEMS
+from sapo.experiments.stages import REFERENCES
+from sapo.experiments.suite import BASELINES, FUSIONS
+from sapo.experiments.systems import SYSTEMS
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "paper_figures"
 WORLD = {"dataset": "office", "split": "published_test", "preset": "quick"}

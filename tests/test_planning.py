@@ -9,9 +9,11 @@ from checkpoints import checkpoint
 from test_experiments import TINY
 from torch.utils.flop_counter import FlopCounterMode
 
-from sapo import cli, measuring, recipes
+from sapo import cli
+from sapo.decoding.shared_prefix import PromptCache, share_prompts
 from sapo.errors import InputError
-from sapo.planning import (
+from sapo.experiments import measuring, recipes
+from sapo.experiments.planning import (
     Lengths,
     Size,
     StagePlan,
@@ -21,11 +23,10 @@ from sapo.planning import (
     plan,
     plan_tokenizer,
 )
+from sapo.experiments.run_folder import Job
+from sapo.experiments.stages import words_and_traces
 from sapo.policy.backbone import Pretrained, add_item_tokens, load_pretrained
 from sapo.policy.policy import Policy
-from sapo.policy.shared_prompt import PromptCache, share_prompts
-from sapo.runs import Job
-from sapo.stages import words_and_traces
 from sapo.training.adapters import adapted, item_rows
 from sapo.training.sft import SupervisedTrainer
 from sapo.training.trainer import SAPOTrainer

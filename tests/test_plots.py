@@ -30,8 +30,8 @@ from sapo.analysis.plots import (
 from sapo.analysis.results import paired_gains
 from sapo.credit.objectives import OBJECTIVES
 from sapo.errors import InputError
-from sapo.suite import BASELINES, FUSIONS
-from sapo.systems import SYSTEMS
+from sapo.experiments.suite import BASELINES, FUSIONS
+from sapo.experiments.systems import SYSTEMS
 
 T_HALF = 4.302653 / np.sqrt(3)  # t(0.975, 2 degrees of freedom) / sqrt(3 seeds): half width of the interval / std
 

@@ -8,7 +8,10 @@ import pandas as pd
 import pytest
 import torch
 
-from sapo.analysis.predicted import (
+from sapo.credit.objectives import OBJECTIVES
+from sapo.errors import InputError
+from sapo.lab.exact import SidWorld, efficiency, expected_update, second_moment, true_gradient
+from sapo.lab.predicted import (
     MOST_GROUPS,
     count_outcomes,
     dependence,
@@ -25,9 +28,6 @@ from sapo.analysis.predicted import (
     step_scores,
     step_worth,
 )
-from sapo.credit.exact import SidWorld, efficiency, expected_update, second_moment, true_gradient
-from sapo.credit.objectives import OBJECTIVES
-from sapo.errors import InputError
 
 CLOSED = [key for key, objective in OBJECTIVES.items() if has_closed_form(objective)]
 OF_BATCH = [key for key in CLOSED if OBJECTIVES[key].scale in ("batch", "batch_centred")]

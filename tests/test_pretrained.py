@@ -15,22 +15,22 @@ from test_sft import stub_looks
 from sapo import cli
 from sapo.data.catalog import Catalog
 from sapo.data.interactions import Interactions
+from sapo.decoding.sampling import completion_logps, end_ids, forced_tokens, grouped_rollouts
+from sapo.decoding.shared_prefix import PackedGroups
 from sapo.errors import InputError
-from sapo.experiments import run
+from sapo.experiments.run_folder import Job
+from sapo.experiments.runner import run
+from sapo.experiments.stages import supervised_folder
 from sapo.integrations.rows import write_rows
 from sapo.policy.backbone import Pretrained, add_item_tokens, load_pretrained
 from sapo.policy.chat import SYSTEM, ChatWording
 from sapo.policy.policy import Policy, recommend
 from sapo.policy.prompts import CompactWording
-from sapo.policy.rollout import completion_logps, end_ids, forced_tokens, grouped_rollouts
-from sapo.policy.shared_prompt import PackedGroups
-from sapo.policy.traces import NodeDescriptors
-from sapo.runs import Job
-from sapo.stages import supervised_folder
 from sapo.training import examples
 from sapo.training.adapters import adapted, item_rows, merged, rows_alone
 from sapo.training.examples import IGNORED, ChatExamples, NextItems
 from sapo.training.sft import SFTConfig, train_supervised
+from sapo.training.traces import NodeDescriptors
 
 CATALOG = Catalog(
     "shop",

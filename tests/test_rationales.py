@@ -15,7 +15,7 @@ from sapo.data.catalog import Catalog
 from sapo.data.interactions import Rows
 from sapo.errors import InputError
 from sapo.policy.prompts import build_tokenizer
-from sapo.policy.rationales import (
+from sapo.training.rationales import (
     OpenAITeacher,
     RationaleTraces,
     ask_teacher,

@@ -13,8 +13,8 @@ import pandas as pd
 import pytest
 
 from sapo.credit.objectives import OBJECTIVES
-from sapo.suite import BASELINES, FUSIONS
-from sapo.systems import SYSTEMS
+from sapo.experiments.suite import BASELINES, FUSIONS
+from sapo.experiments.systems import SYSTEMS
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORD = ROOT / "paper_figures" / "data"

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from sapo.analysis.evaluation import ranking_metrics
 from sapo.baselines.fitting import FitConfig, fit
 from sapo.baselines.rearec import ReaRec
 from sapo.data.interactions import Rows, Split
 from sapo.errors import InputError
+from sapo.evaluation.evaluate import ranking_metrics
 
 ITEMS = 9
 

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from sapo.analysis.evaluation import ranking_metrics
 from sapo.data.interactions import Rows
 from sapo.data.reasoning import WORDS, ReasoningConfig, ReasoningWorld
 from sapo.errors import InputError
+from sapo.evaluation.evaluate import ranking_metrics
 
 SMALL = ReasoningConfig(levels=2, codes=3, window=2, num_users=40, lengths=(5, 6), predictability=0.7)
 CONFIGS = [

@@ -7,12 +7,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sapo.analysis.evaluation import ranking_metrics
 from sapo.baselines.cooccurrence import CoOccurrence
 from sapo.baselines.knn import ItemKNN
 from sapo.baselines.popularity import Popularity
 from sapo.data.interactions import Interactions
 from sapo.errors import InputError
+from sapo.evaluation.evaluate import ranking_metrics
 
 # From an item to those that follow it at distance 1, 2, 3, with weight 1, 1/2, 1/3:
 #   0: 1 -> 1, 2 -> 1/2 + 1, 3 -> 1/3     1: 2 -> 1, 3 -> 1/2, 4 -> 1/3     2: 3 -> 1, 4 -> 1/2     3: 4 -> 1

@@ -6,9 +6,9 @@ import pytest
 import torch
 from worlds import CLOSE, EOS, OPEN, PAD, layout_for, random_prompts, random_sids, tiny_model
 
+from sapo.decoding.beam_search import constrained_beam_search
+from sapo.decoding.sampling import beam_rollouts, completion_logps, grouped_rollouts
 from sapo.errors import InputError
-from sapo.policy.beam_search import constrained_beam_search
-from sapo.policy.rollout import beam_rollouts, completion_logps, grouped_rollouts
 from sapo.semantic_ids.trie import SidTrie
 
 SIZES = (3, 4, 5)

@@ -12,11 +12,11 @@ from transformers import TrainerCallback, TrainingArguments
 from sapo.data.interactions import Interactions
 from sapo.errors import InputError
 from sapo.policy.prompts import split_words
-from sapo.policy.traces import NodeDescriptors
 from sapo.training import sft
 from sapo.training.examples import IGNORED, Examples, collate
 from sapo.training.progress import tidy_log
 from sapo.training.sft import SFTConfig, train_supervised
+from sapo.training.traces import NodeDescriptors
 
 SPLIT = INTERACTIONS.leave_one_out()  # training sequences [0, 1] and [5, 4, 3]
 TREE = NodeDescriptors(CATALOG, 2)

@@ -22,10 +22,10 @@ from transformers import (
 )
 from worlds import EOS, PAD, layout_for, random_prompts, random_sids, tiny_model
 
+from sapo.decoding.beam_search import constrained_beam_search
+from sapo.decoding.sampling import beam_rollouts, grouped_rollouts
+from sapo.decoding.shared_prefix import PackedGroups, PromptCache, can_share_prompts, share_prompts, sharing_prompts
 from sapo.errors import InputError
-from sapo.policy.beam_search import constrained_beam_search
-from sapo.policy.rollout import beam_rollouts, grouped_rollouts
-from sapo.policy.shared_prompt import PackedGroups, PromptCache, can_share_prompts, share_prompts, sharing_prompts
 from sapo.semantic_ids.trie import SidTrie
 
 VOCAB = 40
@@ -128,7 +128,7 @@ def test_an_update_is_that_of_prompts_repeated(name, checkpointing):
 @pytest.mark.parametrize("name", ["qwen", "llama"])
 def test_an_update_where_sums_of_weights_are_not_to_be_had(name, monkeypatch):
     """As on a GPU: the keys of prompts are copied beside those of completions."""
-    monkeypatch.setattr("sapo.policy.shared_prompt.can_join", lambda *_: False)
+    monkeypatch.setattr("sapo.decoding.shared_prefix.can_join", lambda *_: False)
     check_update(build(name).train(), *batch([7, 2, 5], [4, 1, 6, 3, 3, 2], 2))
 
 

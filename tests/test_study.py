@@ -4,11 +4,11 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from sapo import study
 from sapo.credit.objectives import OBJECTIVES
 from sapo.errors import InputError
-from sapo.runs import Job
-from sapo.stages import start_remark, supervised_folder
+from sapo.experiments import study
+from sapo.experiments.run_folder import Job
+from sapo.experiments.stages import start_remark, supervised_folder
 
 SHARED = {"objectives", "ablations", "seeds", "grid_seeds", "ablation_seeds", "preset"}  # who is compared, not where
 

@@ -9,8 +9,6 @@ import pytest
 import torch
 from threadpoolctl import threadpool_info
 
-from sapo import suite
-from sapo.analysis.evaluation import ranking_metrics
 from sapo.analysis.ranks import Ranks
 from sapo.analysis.results import read_results
 from sapo.baselines import fitting
@@ -20,6 +18,8 @@ from sapo.baselines.fusion import Fusion
 from sapo.data.catalog import Catalog
 from sapo.data.synthetic import SyntheticCatalogue, SyntheticConfig
 from sapo.errors import InputError
+from sapo.evaluation.evaluate import ranking_metrics
+from sapo.experiments import suite
 from sapo.semantic_ids.collisions import collision_rate, extra_token
 from sapo.semantic_ids.config import TokenizerConfig
 from sapo.semantic_ids.tokenizer import ItemTokenizer

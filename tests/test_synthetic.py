@@ -8,10 +8,10 @@ import pytest
 import torch
 from scipy import stats
 
-from sapo.analysis.evaluation import ranking_metrics
 from sapo.data.interactions import Rows
 from sapo.data.synthetic import SyntheticCatalogue, SyntheticConfig
 from sapo.errors import InputError
+from sapo.evaluation.evaluate import ranking_metrics
 
 SMALL = SyntheticConfig(branching=(3, 2, 2), num_items=9, num_users=50, predictability=(0.6, 0.4, 0.7))
 

@@ -16,9 +16,9 @@ from sapo.baselines.rec_r1 import RecR1, Retriever
 from sapo.credit.advantages import trajectory_advantages
 from sapo.data.catalog import Catalog
 from sapo.data.interactions import Rows, Split
+from sapo.decoding.sampling import block_tokens
 from sapo.errors import InputError
 from sapo.policy.policy import Thoughts, think
-from sapo.policy.rollout import block_tokens
 
 SPLIT = INTERACTIONS.leave_one_out()
 HISTORIES = [[0, 1], [5], [5, 4, 3, 2]]

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from sapo.data.catalog import Catalog
 from sapo.policy.prompts import frequent_words, sid_token, split_words
-from sapo.policy.traces import STOPWORDS, NodeDescriptors, OneBlock, leaks, names_title
+from sapo.training.traces import STOPWORDS, NodeDescriptors, OneBlock, leaks, names_title
 
 SIDS = [[0, 0], [0, 0], [0, 1], [1, 0], [1, 1]]
 TITLES = ["Coffee grinder", "Coffee kettle", "Coffee filter", "Guitar strings", "Guitar tuner 12"]

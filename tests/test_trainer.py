@@ -16,9 +16,9 @@ from worlds import CLOSE, EOS, OPEN, PAD, layout_for, random_sids, tiny_model
 from sapo.credit.advantages import trajectory_advantages
 from sapo.credit.objectives import OBJECTIVES, policy_loss
 from sapo.credit.rewards import ranking_reward
+from sapo.decoding.beam_search import constrained_beam_search
+from sapo.decoding.sampling import forced_tokens, grouped_rollouts
 from sapo.errors import InputError
-from sapo.policy.beam_search import constrained_beam_search
-from sapo.policy.rollout import forced_tokens, grouped_rollouts
 from sapo.semantic_ids.trie import SidTrie
 from sapo.training import trainer as trainer_module
 from sapo.training.adapters import merged
@@ -825,7 +825,7 @@ def test_the_reference_is_not_spread_over_the_gpus_that_are_seen(folder, tmp_pat
 
     monkeypatch.setattr(grpo_trainer, "create_model_from_path", recorded)
     ours(folder, tmp_path, tokenizer, beta=1e-3)
-    monkeypatch.setattr("sapo.processes.in_parts", lambda: True)
+    monkeypatch.setattr("sapo.common.distributed.in_parts", lambda: True)
     ours(folder, tmp_path, tokenizer, beta=1e-3)
     assert ["device_map" in settings for settings in asked] == [False, True]
     assert asked[1]["device_map"] is None

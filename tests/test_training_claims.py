@@ -4,9 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sapo import training_claims
 from sapo.analysis.ranks import Ranks, add_ranks
 from sapo.analysis.results import write_results
+from sapo.lab import training_claims
 
 USERS = 400
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sapo.credit.values import generalized_advantages, token_rewards, value_loss, whiten
+from sapo.credit.gae import generalized_advantages, token_rewards, value_loss, whiten
 
 double = partial(torch.tensor, dtype=torch.float64)
 close = partial(torch.testing.assert_close, atol=1e-12, rtol=0)

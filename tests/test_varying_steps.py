@@ -6,8 +6,8 @@ import math
 import pytest
 import torch
 
-from sapo.credit.varying_steps import OneOrTwoSteps, expected_update, relative_bias
 from sapo.errors import InputError
+from sapo.lab.varying_steps import OneOrTwoSteps, expected_update, relative_bias
 
 POLICY = OneOrTwoSteps(right_first=0.3, goes_on=0.6, right_second=0.8)
 close = torch.testing.assert_close

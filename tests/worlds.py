@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from sapo.policy.layout import ReasoningLayout
+from sapo.decoding.layout import ReasoningLayout
 from sapo.semantic_ids.trie import SidTrie
 
 PAD, EOS, OPEN, CLOSE, FIRST_SID = 0, 1, 2, 3, 4

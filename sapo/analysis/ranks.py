@@ -18,8 +18,8 @@ from numpy import ndarray
 
 from sapo.analysis.results import WITHOUT_SEEDS, WORLD, hits_by_sid, others
 from sapo.analysis.statistics import Difference, paired_difference
+from sapo.common.files import write_csv
 from sapo.errors import InputError
-from sapo.runs import write_table
 
 RANKS, ROWS = "ranks.csv.gz", "test_rows.csv.gz"
 TESTED = ["dataset", "split", "n"]
@@ -187,4 +187,4 @@ class Ranks:
 def _add(table: pd.DataFrame, path: Path, key: list[str]) -> None:
     if path.is_file():
         table = pd.concat([others(pd.read_csv(path), table, key), table])
-    write_table(table.astype({name: "Int64" for name in BESIDE if name in table}), path)
+    write_csv(table.astype({name: "Int64" for name in BESIDE if name in table}), path)

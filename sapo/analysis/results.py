@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from sapo.common.files import write_atomically
 from sapo.errors import InputError
-from sapo.files import write_atomically
 
 COLUMNS = ("source", "dataset", "split", "method", "preset", "seed", "metric", "value", "n", "run")
 WORLD = ["dataset", "split", "preset"]

@@ -14,8 +14,8 @@ from pandas.io.formats.style import Styler
 from sapo.analysis.plots import METHOD_COLORS, method_label, metric_label
 from sapo.analysis.results import WITHOUT_SEEDS, validate_results
 from sapo.analysis.statistics import seed_interval
+from sapo.common.files import write_atomically
 from sapo.errors import InputError
-from sapo.files import write_atomically
 
 BLOCK = ["dataset", "split", "preset"]  # rows that may be compared with each other
 NOTES = (

@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from sapo.common.progress import progress_bar
 from sapo.data.catalog import Catalog
 from sapo.data.interactions import Interactions
-from sapo.progress import progress_bar
 from sapo.semantic_ids.collisions import collision_rate, reassign, share_out
 from sapo.semantic_ids.config import Method, TokenizerConfig
 from sapo.semantic_ids.report import sid_report

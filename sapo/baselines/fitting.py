@@ -14,11 +14,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from sapo.analysis.evaluation import ranking_metrics
+from sapo.common.files import disk_errors, write_atomically
+from sapo.common.progress import progress_bar
 from sapo.data.interactions import Split
 from sapo.errors import InputError
-from sapo.files import disk_errors, write_atomically
-from sapo.progress import progress_bar
+from sapo.evaluation.evaluate import ranking_metrics
 
 POOL = 64  # batches whose examples are sorted by length together, so that little is padded
 

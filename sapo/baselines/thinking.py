@@ -13,10 +13,10 @@ from torch import Tensor
 
 from sapo.baselines.fitting import Recommender
 from sapo.credit.objectives import OBJECTIVES, policy_loss
+from sapo.decoding.sampling import Decoder, completion_logps, end_ids
+from sapo.decoding.shared_prefix import PromptCache, sharing_prompts
 from sapo.errors import InputError
 from sapo.policy.policy import Policy
-from sapo.policy.rollout import Decoder, completion_logps, end_ids
-from sapo.policy.shared_prompt import PromptCache, sharing_prompts
 
 
 class Drawn(NamedTuple):

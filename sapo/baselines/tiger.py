@@ -25,8 +25,8 @@ from transformers import DynamicCache, EncoderDecoderCache, T5Config, T5ForCondi
 
 from sapo.baselines.fitting import FitConfig, Recommender
 from sapo.data.interactions import Split
+from sapo.decoding.beam_search import constrained_beam_search
 from sapo.errors import InputError
-from sapo.policy.beam_search import constrained_beam_search
 from sapo.semantic_ids.collisions import collision_rate, extra_token
 from sapo.semantic_ids.trie import SidTrie
 

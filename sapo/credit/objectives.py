@@ -168,12 +168,10 @@ class Objective:
         """One advantage for each credit unit: (B, K) for step credit, (B,) for trajectory.
 
         Raises:
-            InputError: token credit, which needs a value of every state (`sapo.credit.values`).
+            InputError: token credit, which needs a value of every state (`sapo.credit.gae`).
         """
         if self.credit == "token":
-            raise InputError(
-                "token credit comes from learned values: see generalized_advantages in sapo.credit.values."
-            )
+            raise InputError("token credit comes from learned values: see generalized_advantages in sapo.credit.gae.")
         if self.credit == "trajectory":
             if "per_level" in self.extras:
                 rewards = step_advantages(rewards, group_size).sum(dim=1)

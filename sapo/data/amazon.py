@@ -28,12 +28,12 @@ import numpy as np
 from jaxtyping import Bool, Int
 from numpy import ndarray
 
+from sapo.common.files import read_lines, write_atomically
+from sapo.common.progress import progress_bar
 from sapo.data.download import download
 from sapo.data.interactions import DAY_LIMIT, Interactions, chronological_pairs
 from sapo.data.tsv import write_table
 from sapo.errors import InputError
-from sapo.files import read_lines, write_atomically
-from sapo.progress import progress_bar
 
 Release = Literal["2018", "2014"]
 HOSTS = {

@@ -9,8 +9,8 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+from sapo.common.progress import progress_bar
 from sapo.errors import InputError
-from sapo.progress import progress_bar
 
 CHUNK = 2**20
 TIMEOUT = 60.0  # seconds without a byte

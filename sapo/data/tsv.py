@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sapo.common.files import read_lines, write_atomically
 from sapo.errors import InputError
-from sapo.files import read_lines, write_atomically
 
 
 @dataclass(frozen=True, slots=True)

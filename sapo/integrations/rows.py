@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pandas as pd
 
+from sapo.common.files import write_atomically
 from sapo.data.interactions import Rows
 from sapo.errors import InputError
-from sapo.files import write_atomically
 from sapo.policy.chat import ChatWording
 from sapo.policy.policy import Policy
 

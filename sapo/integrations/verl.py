@@ -35,9 +35,9 @@ from verl.utils.profiler import simple_timer
 from sapo.credit.advantages import step_advantages, to_tokens
 from sapo.credit.rewards import step_match
 from sapo.data.catalog import Catalog
+from sapo.decoding.layout import ReasoningLayout
 from sapo.errors import InputError
 from sapo.integrations.step_codes import decode_steps, encode_steps
-from sapo.policy.layout import ReasoningLayout
 from sapo.policy.prompts import THINK_END, THINK_START
 from sapo.semantic_ids.trie import SidTrie
 
@@ -165,8 +165,8 @@ class StepAlignedOutput(AgentLoopOutput):
 
 @register_loop("step_aligned")
 class StepAlignedLoop(AgentLoopBase):
-    """Writes in the form of `sapo.policy.rollout`, by calls of verl's server: a call a block, and one a code that has
-    rivals. Of a block, EOS, padding and the opening delimiter are kept out by a bias of their logits.
+    """Writes in the form of `sapo.decoding.sampling`, by calls of verl's server: a call a block, and one a code that
+    has rivals. Of a block, EOS, padding and the opening delimiter are kept out by a bias of their logits.
 
     Args:
         data, sids: folder of TSV files, and which of its SIDs the catalogue has.

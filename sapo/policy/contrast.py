@@ -19,8 +19,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sapo.policy.beam_search import Beams
-from sapo.policy.shared_prompt import PromptCache
+from sapo.decoding.beam_search import Beams
+from sapo.decoding.shared_prefix import PromptCache
 from sapo.semantic_ids.trie import SidTrie
 
 if TYPE_CHECKING:

@@ -11,18 +11,18 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sapo.common.files import disk_errors, write_folder_atomically
+from sapo.common.progress import progress_bar
 from sapo.data.catalog import Catalog
 from sapo.data.interactions import Split
+from sapo.decoding.beam_search import Beams, search_beams
+from sapo.decoding.layout import ReasoningLayout
+from sapo.decoding.sampling import Decoder
+from sapo.decoding.shared_prefix import PromptCache, share_prompts
 from sapo.errors import InputError
-from sapo.files import disk_errors, write_folder_atomically
-from sapo.policy.beam_search import Beams, search_beams
 from sapo.policy.chat import ChatWording
 from sapo.policy.contrast import CANDIDATES, contrast
-from sapo.policy.layout import ReasoningLayout
 from sapo.policy.prompts import THINK_END, THINK_START, CompactWording, Wording, sid_token_ids
-from sapo.policy.rollout import Decoder
-from sapo.policy.shared_prompt import PromptCache, share_prompts
-from sapo.progress import progress_bar
 from sapo.semantic_ids.trie import SidTrie
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sapo.common.progress import progress_bar
 from sapo.errors import InputError
-from sapo.progress import progress_bar
 
 
 @dataclass

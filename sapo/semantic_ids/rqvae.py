@@ -17,8 +17,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
+from sapo.common.progress import progress_bar
 from sapo.errors import InputError
-from sapo.progress import progress_bar
 from sapo.semantic_ids.collisions import sinkhorn
 from sapo.semantic_ids.residual_kmeans import distances, kmeans, last_distances, nearest, residual_codes
 

@@ -13,10 +13,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sapo.common.files import write_atomically
 from sapo.data.catalog import Catalog, load_texts
 from sapo.data.interactions import Split
 from sapo.errors import InputError
-from sapo.files import write_atomically
 from sapo.semantic_ids.collisions import collision_rate, extra_token, reassign, share_out
 from sapo.semantic_ids.config import TokenizerConfig
 from sapo.semantic_ids.letter import Letter

@@ -7,8 +7,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from sapo.common.files import read_lines
 from sapo.errors import InputError
-from sapo.files import read_lines
 
 ROLES = ("system", "user", "assistant")
 

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from sapo.credit.values import value_loss
+from sapo.credit.gae import value_loss
 from sapo.errors import InputError
 
 FILE = "critic.pt"

@@ -35,8 +35,8 @@ from sapo.errors import InputError
 from sapo.policy.chat import ChatWording
 from sapo.policy.policy import Policy
 from sapo.policy.prompts import BOS, EOS, ITEM_OF, TITLE_OF, sid_text, title_words
-from sapo.policy.traces import Traces
 from sapo.training.conversations import Conversation
+from sapo.training.traces import Traces
 
 SFTTask = Literal["next_item", "alignment", "thinking"]
 IGNORED = -100  # the label that the loss skips

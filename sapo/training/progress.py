@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from sapo.progress import progress_bar
+from sapo.common.progress import progress_bar
 
 
 class ProgressLine(TrainerCallback):

@@ -23,18 +23,18 @@ from transformers import (
     TrainingArguments,
 )
 
+from sapo.common.distributed import shares
+from sapo.common.files import disk_errors
 from sapo.data.interactions import Split
+from sapo.decoding.shared_prefix import PackedGroups
 from sapo.errors import InputError
-from sapo.files import disk_errors
 from sapo.policy.policy import Policy
-from sapo.policy.shared_prompt import PackedGroups
-from sapo.policy.traces import Traces
-from sapo.processes import shares
 from sapo.training.adapters import adapted, merged
 from sapo.training.conversations import Conversation
 from sapo.training.examples import ALIGNED, IGNORED, ChatExamples, Examples, NextItems, SFTTask, collate
 from sapo.training.progress import KeepBest, ProgressLine, StopAtNonFiniteLoss
 from sapo.training.sharding import gathered, prepare_sharding, whole_weights
+from sapo.training.traces import Traces
 
 
 @dataclass(frozen=True)

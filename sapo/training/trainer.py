@@ -8,7 +8,7 @@ What differs from TRL's trainer, method by method:
     _prepare_inputs                           whole groups are shuffled and cut into micro-batches, never torn
     _get_train_sampler                        a resumed run goes on with the rows that an undisturbed one reads
 
-A prompt is read once, with its G completions behind it, in rollouts and in updates (`sapo.policy.shared_prompt`).
+A prompt is read once, with its G completions behind it, in rollouts and in updates (`sapo.decoding.shared_prefix`).
 Rollouts come from TRL's `rollout_func` hook, the one way to tell it which tokens were sampled and which were forced.
 """
 
@@ -31,18 +31,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from trl import GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 
-from sapo import processes
+from sapo.common import distributed
 from sapo.credit.advantages import kept_share, zero_variance
+from sapo.credit.gae import generalized_advantages, token_rewards, whiten
 from sapo.credit.objectives import OBJECTIVES, VERIFIED, Objective, policy_loss
 from sapo.credit.rewards import exact_match, step_match
-from sapo.credit.values import generalized_advantages, token_rewards, whiten
 from sapo.data.catalog import Catalog
 from sapo.data.interactions import Rows, Split
-from sapo.errors import InputError
-from sapo.policy.beam_search import search_beams
-from sapo.policy.layout import ReasoningLayout
-from sapo.policy.policy import Policy
-from sapo.policy.rollout import (
+from sapo.decoding.beam_search import search_beams
+from sapo.decoding.layout import ReasoningLayout
+from sapo.decoding.sampling import (
     Rollouts,
     beam_rollouts,
     block_budgets,
@@ -51,7 +49,9 @@ from sapo.policy.rollout import (
     forced_tokens,
     grouped_rollouts,
 )
-from sapo.policy.shared_prompt import PackedGroups, PromptCache, share_prompts, sharing_prompts
+from sapo.decoding.shared_prefix import PackedGroups, PromptCache, share_prompts, sharing_prompts
+from sapo.errors import InputError
+from sapo.policy.policy import Policy
 from sapo.semantic_ids.trie import SidTrie
 from sapo.training.adapters import lora_config
 from sapo.training.config import SAPOConfig
@@ -150,7 +150,7 @@ class SAPOTrainer(GRPOTrainer):
                 f"reward_weights has {len(args.reward_weights)} numbers for {len(given)} reward functions."
             )
         args.reward_weights = [0.0] * len(own) + (args.reward_weights or [1.0] * len(given))
-        if processes.in_parts():  # TRL would spread the reference over the GPUs that each process sees
+        if distributed.in_parts():  # TRL would spread the reference over the GPUs that each process sees
             args.model_init_kwargs = {**(args.model_init_kwargs or {}), "device_map": None}
         if args.lora_rank is not None:
             set_seed(args.seed)  # adapters start from random matrices, before the trainer sets its seed

@@ -1,6 +1,7 @@
 """Files that are either whole or absent, and lines of files that others wrote."""
 
 import errno
+import gzip
 import os
 import shutil
 import tempfile
@@ -8,11 +9,15 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from io import BufferedIOBase
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from filelock import FileLock
 from safetensors import SafetensorError
 
 from sapo.errors import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 LONGEST_LINE = 2**25  # bytes; a file that unpacks into one endless line must not fill the memory
 # What torch says when a checkpoint does not fit the disk; which of them depends on where in the file it ended.
@@ -120,3 +125,10 @@ def read_lines(file: BufferedIOBase, path: str | Path) -> Iterator[bytes]:
         if len(line) > LONGEST_LINE:
             raise InputError(f"{path}, line {number}: longer than {LONGEST_LINE // 2**20} MiB; a line is one row.")
         yield line
+
+
+def write_csv(table: "pd.DataFrame", path: Path) -> None:
+    """A CSV, whole or absent; gzip where its name ends in .gz, without time stamp and name: same table, same bytes."""
+    content = table.to_csv(index=False, lineterminator="\n").encode()
+    with write_atomically(path) as temporary:
+        temporary.write_bytes(gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)

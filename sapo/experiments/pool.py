@@ -14,9 +14,9 @@ import torch
 import transformers
 from threadpoolctl import threadpool_limits
 
-from sapo import processes
+from sapo.common import distributed
+from sapo.common.progress import keep_to_line
 from sapo.errors import InputError
-from sapo.progress import keep_to_line
 
 # glibc gives freed memory back to the system and asks for it again, page by page: a tenth of a small model's update.
 # Read when a process starts, so by workers; other C libraries know no such names.
@@ -47,9 +47,11 @@ class Crew:
     """
 
     def __init__(self, workers: int | None = None):
-        if workers not in (None, 1) and processes.count() > 1:
-            raise InputError(f"{workers} workers do tasks side by side; {processes.count()} processes share each task.")
-        alone = processes.count() > 1 or torch.cuda.is_available()
+        if workers not in (None, 1) and distributed.count() > 1:
+            raise InputError(
+                f"{workers} workers do tasks side by side; {distributed.count()} processes share each task."
+            )
+        alone = distributed.count() > 1 or torch.cuda.is_available()
         self.workers = workers or (1 if alone else min(4, os.cpu_count() or 1))
         self.pool: ProcessPoolExecutor | None = None
 
@@ -69,12 +71,12 @@ class Crew:
         done = {task for task in tasks if task.done}
         todo = [task for task in tasks if not task.done]
         if self.workers == 1:
-            processes.wait()  # none looks at what is done while another still writes
+            distributed.wait()  # none looks at what is done while another still writes
             with _quiet_and_single_threaded():
                 for task in todo:
-                    if task.together or processes.is_first():
+                    if task.together or distributed.is_first():
                         task.function(*task.arguments)
-                    processes.wait()
+                    distributed.wait()
                     done.add(task)
                     if tell is not None:
                         tell(len(done), len(tasks))

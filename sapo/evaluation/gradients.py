@@ -1,6 +1,6 @@
 """How far one update of an objective leads towards a goal, measured on the gradients of a policy itself.
 
-`sapo.analysis.predicted` says it of a reduced world, in which a step has one logit. Here nothing is reduced: g is the
+`sapo.lab.predicted` says it of a reduced world, in which a step has one logit. Here nothing is reduced: g is the
 descent direction of the objective's loss on one batch of rollouts, over all P parameters of the policy, and h the
 score-function estimate of grad J on it, J being the goal. With curvature L in all directions, a step along g of the
 best length gains (E[g] . grad J)^2 / (2 L E ||g||^2), as in the reduced world. Adam divides each parameter's gradient
@@ -19,13 +19,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sapo.common.progress import progress_bar
 from sapo.credit.objectives import OBJECTIVES, Objective, policy_loss
 from sapo.data.interactions import Rows
+from sapo.decoding.sampling import Rollouts, completion_logps, end_ids, grouped_rollouts
+from sapo.decoding.shared_prefix import PackedGroups
 from sapo.errors import InputError
 from sapo.policy.policy import Policy
-from sapo.policy.rollout import Rollouts, completion_logps, end_ids, grouped_rollouts
-from sapo.policy.shared_prompt import PackedGroups
-from sapo.progress import progress_bar
 
 EXACT = Objective("exact", "trajectory", baseline="leave_one_out", scale="none", average="constant")
 GOALS = {"exact": EXACT, "match": replace(EXACT, reward="match")}  # whose gradients are unbiased ones of their rewards

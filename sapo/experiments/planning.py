@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from sapo.common.distributed import divide
 from sapo.errors import InputError
+from sapo.experiments.recipes import Recipe
+from sapo.experiments.run_folder import World
 from sapo.policy.backbone import BackboneConfig, Pretrained, add_item_tokens, build_backbone
 from sapo.policy.policy import Policy
-from sapo.policy.traces import Traces
-from sapo.processes import divide
-from sapo.recipes import Recipe
-from sapo.runs import World
 from sapo.training.conversations import Conversation
 from sapo.training.examples import IGNORED, ChatExamples
 from sapo.training.sharding import FSDP
+from sapo.training.traces import Traces
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase

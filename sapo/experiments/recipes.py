@@ -88,7 +88,7 @@ class Recipe:
     ablations: tuple[str, ...] = ("grpo_step_reward", "sapo_outcome_reward", "sapo_sequence_mean")
     """Trained with the first seed alone, unless `ablation_seeds` says more."""
     systems: tuple[str, ...] = ()
-    """Other reasoning recommenders (`sapo.systems`), trained with every seed."""
+    """Other reasoning recommenders (`sapo.experiments.systems`), trained with every seed."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Each has its own stages 1 and 2; all objectives of a seed start from its stage-2 folder."""
     ablation_seeds: int = 1

@@ -3,10 +3,10 @@
 import pandas as pd
 import torch
 
-from sapo.policy.layout import ReasoningLayout
+from sapo.decoding.layout import ReasoningLayout
+from sapo.decoding.sampling import Rollouts, completion_logps, end_ids, grouped_rollouts
+from sapo.decoding.shared_prefix import PackedGroups, sharing_prompts
 from sapo.policy.policy import Policy
-from sapo.policy.rollout import Rollouts, completion_logps, end_ids, grouped_rollouts
-from sapo.policy.shared_prompt import PackedGroups, sharing_prompts
 
 
 @torch.no_grad()

@@ -19,17 +19,17 @@ from transformers import PrinterCallback, Trainer, TrainerCallback
 from transformers.trainer_utils import SaveStrategy
 
 from sapo.errors import InputError
-from sapo.planning import GIB, SAMPLED, Lengths, StagePlan
+from sapo.experiments.planning import GIB, SAMPLED, Lengths, StagePlan
+from sapo.experiments.recipes import Recipe
+from sapo.experiments.run_folder import World
 from sapo.policy.backbone import Pretrained
 from sapo.policy.policy import Policy
-from sapo.policy.traces import Traces
-from sapo.recipes import Recipe
-from sapo.runs import World
 from sapo.training.adapters import merged
 from sapo.training.config import SAPOConfig
 from sapo.training.conversations import Conversation
 from sapo.training.examples import ChatExamples, SFTTask
 from sapo.training.sft import SFTConfig, supervised_trainer
+from sapo.training.traces import Traces
 from sapo.training.trainer import SAPOTrainer
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ from itertools import product
 import pandas as pd
 import torch
 
-from sapo.credit.exact import (
+from sapo.common.progress import progress_bar
+from sapo.lab.exact import (
     SidWorld,
     efficiency,
     expected_update,
@@ -18,7 +19,6 @@ from sapo.credit.exact import (
     silent_share,
     true_gradient,
 )
-from sapo.progress import progress_bar
 
 RIVALS = ("grpo", "grpo_graded", "grpo_step_reward", "sapo", "sapo_gated", "sapo_suffix", "sapo_fallback")
 COLUMNS = ("objective", "layout", "items", "exact_match", "coupling", "group_size", "seed")

@@ -17,7 +17,6 @@ from jaxtyping import Int
 from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor
 
-from sapo.analysis.evaluation import evaluate_ranking, places, ranking_metrics
 from sapo.analysis.ranks import add_ranks
 from sapo.analysis.results import add_results
 from sapo.baselines.caser import Caser
@@ -28,17 +27,18 @@ from sapo.baselines.hstu import HSTU
 from sapo.baselines.rearec import ReaRec
 from sapo.baselines.sasrec import SASRec
 from sapo.baselines.tiger import Tiger
-from sapo.crew import Crew, Task
+from sapo.common.files import updating, write_csv
 from sapo.data.interactions import Rows, SplitName
 from sapo.errors import InputError
-from sapo.experiments import check_out, reference_ranks, run_ranks
-from sapo.files import updating
-from sapo.recipes import QUICK, EvaluationConfig
-from sapo.runs import Job, RunFolder, write_table
+from sapo.evaluation.evaluate import evaluate_ranking, places, ranking_metrics
+from sapo.experiments.pool import Crew, Task
+from sapo.experiments.recipes import QUICK, EvaluationConfig
+from sapo.experiments.run_folder import Job, RunFolder
+from sapo.experiments.runner import check_out, reference_ranks, run_ranks
+from sapo.experiments.stages import REFERENCES, references_folder, run_references
 from sapo.semantic_ids.config import TokenizerConfig
 from sapo.semantic_ids.tokenizer import ItemTokenizer
 from sapo.semantic_ids.vectors import item_texts
-from sapo.stages import REFERENCES, references_folder, run_references
 
 KS = (1, 3, 5, 10)
 MODELS: dict[str, Callable[..., Recommender]] = {
@@ -147,7 +147,7 @@ def fit_baseline(job: Job, name: str, number: int, seed: int) -> None:
         return
     # cuDNN keeps a GRU's weights in one tensor, which safetensors neither writes nor reads
     save_model(model.cpu(), str(folder.path / "model.safetensors"))
-    write_table(pd.DataFrame(log).drop(columns="seconds"), folder.path / "log.csv")
+    write_csv(pd.DataFrame(log).drop(columns="seconds"), folder.path / "log.csv")
     best = max(log, key=lambda row: row["ndcg@10"])
     metrics = {"valid/ndcg@10": best["ndcg@10"], "parameters": float(sum(p.numel() for p in model.parameters()))}
     counts = {"valid/ndcg@10": len(split.valid.sample(settings.fit.valid_rows))}
@@ -167,8 +167,8 @@ def rank_test_rows(job: Job, name: str, number: int, seed: int) -> None:
 def _write_test(folder: RunFolder, ranked: Int[Tensor, "U R"], rows: Rows, sids: Int[Tensor, "N K"]) -> None:
     metrics, users = evaluate_ranking(ranked, rows, KS, sids)
     folder.clear()
-    write_table(users, folder.path / "per_user.csv.gz")
-    write_table(folder.results("measured", metrics, len(rows)), folder.path / "test.csv")
+    write_csv(users, folder.path / "per_user.csv.gz")
+    write_csv(folder.results("measured", metrics, len(rows)), folder.path / "test.csv")
 
 
 def fusion_folder(job: Job, name: str, seed: int, chosen: dict[str, int]) -> RunFolder:

@@ -16,12 +16,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sapo.analysis.gradients import learns_from_given_rollouts
 from sapo.data.reasoning import ReasoningConfig
 from sapo.errors import InputError
-from sapo.experiments import measure_starts, publish, run
-from sapo.recipes import EvaluationConfig, Recipe, RLConfig, in_world
-from sapo.runs import Job
+from sapo.evaluation.gradients import learns_from_given_rollouts
+from sapo.experiments.recipes import EvaluationConfig, Recipe, RLConfig, in_world
+from sapo.experiments.run_folder import Job
+from sapo.experiments.runner import measure_starts, publish, run
 from sapo.training.sft import SFTConfig
 
 RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)

@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sapo.decoding.shared_prefix import PromptCache, sharing_prompts
 from sapo.errors import BROKEN_WEIGHTS, InputError
-from sapo.policy.shared_prompt import PromptCache, sharing_prompts
 from sapo.semantic_ids.trie import SidTrie
 
 if TYPE_CHECKING:

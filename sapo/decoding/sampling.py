@@ -22,10 +22,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from sapo.decoding.beam_search import search_beams
+from sapo.decoding.layout import ReasoningLayout
+from sapo.decoding.shared_prefix import PromptCache, sharing_prompts
 from sapo.errors import BROKEN_WEIGHTS, InputError
-from sapo.policy.beam_search import search_beams
-from sapo.policy.layout import ReasoningLayout
-from sapo.policy.shared_prompt import PromptCache, sharing_prompts
 from sapo.semantic_ids.trie import SidTrie
 
 if TYPE_CHECKING:

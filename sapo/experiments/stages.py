@@ -20,9 +20,6 @@ import torch
 from safetensors.torch import load_model, save_model
 from transformers import PreTrainedModel
 
-from sapo import processes
-from sapo.analysis.evaluation import evaluate_policy, evaluate_ranking, places
-from sapo.analysis.gradients import measure_gradients
 from sapo.analysis.results import others
 from sapo.baselines.cooccurrence import CoOccurrence
 from sapo.baselines.fitting import fit
@@ -31,26 +28,29 @@ from sapo.baselines.popularity import Popularity
 from sapo.baselines.r2ec import R2ec
 from sapo.baselines.rec_cot import RecCoT
 from sapo.baselines.rec_r1 import RecR1
+from sapo.common import distributed
+from sapo.common.files import disk_errors, write_csv
 from sapo.credit.objectives import OBJECTIVES
 from sapo.data.interactions import Split
 from sapo.data.reasoning import ReasoningWorld
+from sapo.decoding.sampling import grouped_rollouts
 from sapo.errors import InputError
-from sapo.files import disk_errors
-from sapo.identity import objective_identity
-from sapo.policy.allowed_mass import allowed_mass
+from sapo.evaluation.allowed_mass import allowed_mass
+from sapo.evaluation.evaluate import evaluate_policy, evaluate_ranking, places
+from sapo.evaluation.gradients import measure_gradients
+from sapo.experiments.identity import objective_identity
+from sapo.experiments.run_folder import Job, RunFolder
+from sapo.experiments.systems import STAGES, SYSTEMS, objective_of, stage_of
 from sapo.policy.backbone import Pretrained, add_item_tokens, build_backbone, load_pretrained
 from sapo.policy.policy import Policy
 from sapo.policy.prompts import build_tokenizer, common_words, frequent_words
-from sapo.policy.rationales import RationaleTraces, read_rationales
-from sapo.policy.rollout import grouped_rollouts
-from sapo.policy.traces import NodeDescriptors, OneBlock, Traces, leaks
-from sapo.runs import Job, RunFolder, write_table
-from sapo.systems import STAGES, SYSTEMS, objective_of, stage_of
 from sapo.training.adapters import item_rows, merged, rows_alone
 from sapo.training.conversations import read_conversations
 from sapo.training.looks import ValidationLooks, collapsed, reached
 from sapo.training.progress import tidy_log
+from sapo.training.rationales import RationaleTraces, read_rationales
 from sapo.training.sft import SFTConfig, train_supervised
+from sapo.training.traces import NodeDescriptors, OneBlock, Traces, leaks
 
 KS = (1, 5, 10)
 LOOK_ROWS = 500  # validation rows that may end stage 2
@@ -70,14 +70,14 @@ RECOMMENDERS: dict[str, Callable[[Policy, Split], RecR1 | R2ec | RecCoT]] = {
 def train_supervised_stage(job: Job, seed: int, name: str) -> None:
     """One of STAGES, from the folder of the one it goes on from; what another preset has of it is copied."""
     folder = supervised_folder(job, seed, name)
-    if folder.finished or processes.of_first(folder.take_over):
+    if folder.finished or distributed.of_first(folder.take_over):
         return
     recipe, world, stage = job.recipe, job.world, STAGES[name]
     config = recipe.stage1 if stage.parent is None else recipe.stage2
     goes_on = stage.parent is not None and STAGES[stage.parent].task == stage.task
     if goes_on:  # with stage 1's share of titles too
         config = replace(config, title_share=recipe.stage1.title_share)
-    resume, began = processes.of_first(lambda: folder.start(config.updates)), time.monotonic()
+    resume, began = distributed.of_first(lambda: folder.start(config.updates)), time.monotonic()
     words, traces = words_and_traces(job)
     said = [] if job.conversations is None else read_conversations(job.conversations)
     thinking, given = stage.task == "thinking", pretrained(job)
@@ -129,13 +129,13 @@ def train_supervised_stage(job: Job, seed: int, name: str) -> None:
     counts: dict[str, int] = {}
     if stage.parent is not None:
         metrics, counts = _validate(job, policy)
-    if not processes.is_first():
+    if not distributed.is_first():
         return
     policy.save(folder.policy)
-    write_table(tidy_log(history), folder.path / "log.csv")
+    write_csv(tidy_log(history), folder.path / "log.csv")
     if name == "stage2":
         rollouts = stage2_rollouts(job, policy, seed)
-        write_table(rollouts, folder.path / "rollouts.csv.gz")
+        write_csv(rollouts, folder.path / "rollouts.csv.gz")
         metrics |= sampled_matches(rollouts)
     folder.write_card(metrics)
     if name == "stage2":
@@ -164,8 +164,8 @@ def train_stage3(job: Job, seed: int, method: str, learning_rate: float) -> None
         return
     recipe, world = job.recipe, job.world
     settings, objective = recipe.stage3, objective_of(method)
-    resume, began = processes.of_first(lambda: folder.start(settings.updates)), time.monotonic()
-    micro, accumulated = processes.shares("prompts", settings.prompts, settings.micro_prompts)
+    resume, began = distributed.of_first(lambda: folder.start(settings.updates)), time.monotonic()
+    micro, accumulated = distributed.shares("prompts", settings.prompts, settings.micro_prompts)
     args = SAPOConfig(
         output_dir=str(folder.path / "checkpoints"),
         objective=objective,
@@ -209,20 +209,20 @@ def train_stage3(job: Job, seed: int, method: str, learning_rate: float) -> None
             trainer.train(resume_from_checkpoint=resume)
         log, updates = trainer.state.log_history, trainer.state.global_step
         model = merged(gathered(trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)))
-        if processes.is_first():
+        if distributed.is_first():
             replace(Policy.load(before, world.catalog, "cpu"), model=model.cpu()).save(folder.policy)
         trainer.accelerator.free_memory()  # of a GPU, what the optimizer and the reference hold
         del trainer, model
         gc.collect()
-        processes.wait()
+        distributed.wait()
         trained = Policy.load(folder.policy, world.catalog)
         metrics, counts = _validate(job, trained)  # the last update may break it too
     except FloatingPointError as error:
-        processes.of_first(partial(folder.give_up, error))
+        distributed.of_first(partial(folder.give_up, error))
         return
-    if not processes.is_first():
+    if not distributed.is_first():
         return
-    write_table(tidy_log(log), folder.path / "log.csv")
+    write_csv(tidy_log(log), folder.path / "log.csv")
     (folder.path / "completions").mkdir(exist_ok=True)
     for part in (folder.path / "checkpoints" / "completions").glob("*.parquet"):
         shutil.copy2(part, folder.path / "completions")
@@ -238,7 +238,7 @@ def choose_contrast(job: Job, seed: int, system: str) -> None:
     folder = system_folder(job, seed, system)
     if folder.finished:
         return
-    processes.of_first(folder.start)
+    distributed.of_first(folder.start)
     began, start = time.monotonic(), supervised_folder(job, seed, stage_of(system)).policy
     policy = Policy.load(start, job.world.catalog)
     limit, tried = job.recipe.evaluation.valid_rows, []
@@ -248,9 +248,9 @@ def choose_contrast(job: Job, seed: int, system: str) -> None:
         tried.append({"contrast": weight, "ndcg@10": metrics["ndcg@10"]})
     policy.contrast = max(tried, key=lambda row: row["ndcg@10"])["contrast"]
     metrics, counts = _validate(job, policy)
-    if not processes.is_first():
+    if not distributed.is_first():
         return
-    write_table(pd.DataFrame(tried), folder.path / "tried.csv")
+    write_csv(pd.DataFrame(tried), folder.path / "tried.csv")
     policy.save(folder.policy)
     folder.write_card(metrics)
     metrics |= {"contrast": policy.contrast, "parameters": float(policy.model.num_parameters())}
@@ -276,7 +276,7 @@ def fit_recommender(job: Job, seed: int, system: str) -> None:
         best = max(history, key=lambda row: row["ndcg@10"])
         updates += int(best["updates"])
     save_model(model, str(folder.path / "model.safetensors"))
-    write_table(pd.DataFrame(log).drop(columns="seconds"), folder.path / "fits.csv")
+    write_csv(pd.DataFrame(log).drop(columns="seconds"), folder.path / "fits.csv")
     policy = 0 if model.policy is None else model.policy.model.num_parameters()
     own = sum(p.numel() for name, p in model.named_parameters() if not name.startswith("model."))
     metrics = {"valid/ndcg@10": best["ndcg@10"], "parameters": float(policy + own)}
@@ -304,12 +304,12 @@ def run_test(job: Job, folder: RunFolder) -> None:
         metrics, users = evaluate_policy(policy, world.split, "test", limit, batch_size=batch, title=title)
         if pretrained(job) is None:  # a large model would sample for long
             mass = mass_table(job, folder, policy)
-    if not processes.is_first():
+    if not distributed.is_first():
         return
     folder.clear()
-    write_table(users, folder.path / "per_user.csv.gz")
+    write_csv(users, folder.path / "per_user.csv.gz")
     table = folder.results("measured", metrics, len(users))
-    write_table(table if mass is None else pd.concat([table, mass]), folder.path / "test.csv")
+    write_csv(table if mass is None else pd.concat([table, mass]), folder.path / "test.csv")
 
 
 def mass_table(job: Job, folder: RunFolder, policy: Policy) -> pd.DataFrame:
@@ -346,8 +346,8 @@ def run_references(job: Job) -> None:
     if world.synthetic is not None:
         optimum = world.synthetic.optimum(rows, KS)
         tables.append(folder.results("exact", optimum, len(rows)).assign(method="optimum"))
-    write_table(pd.concat(ranks), folder.path / "per_user.csv.gz")
-    write_table(pd.concat(tables), folder.path / "test.csv")
+    write_csv(pd.concat(ranks), folder.path / "per_user.csv.gz")
+    write_csv(pd.concat(tables), folder.path / "test.csv")
     folder.finish(time.monotonic() - began, 0, {}, {})
 
 
@@ -499,7 +499,7 @@ def measure_start(job: Job, seed: int, objectives: Sequence[str], batches: int) 
     )
     path = folder.path / "gradients.csv"
     parts = [others(pd.read_csv(path), found, ["objective"])] if path.is_file() else []
-    write_table(pd.concat([*parts, found.assign(batches=batches)]), path)
+    write_csv(pd.concat([*parts, found.assign(batches=batches)]), path)
 
 
 def unmeasured(folder: RunFolder, objectives: Sequence[str], batches: int) -> list[str]:

@@ -8,7 +8,7 @@ identity (config, data, code, parent run) is finished under OUT is skipped; one 
                      │           └─ grpo, each learning rate ─┤
                      └─ stage 2 without thinking ─────────────┘
 
-Systems of the field (`sapo.systems`) add supervised stages of their own, and go on from them.
+Systems of the field (`sapo.experiments.systems`) add supervised stages of their own, and go on from them.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,16 +16,16 @@ from pathlib import Path
 
 import pandas as pd
 
-from sapo import processes
 from sapo.analysis.ranks import RANKS, ROWS, add_ranks, merge_ranks
 from sapo.analysis.results import WORLD, add_results, others, read_results
+from sapo.common import distributed
+from sapo.common.files import updating, write_csv
 from sapo.credit.objectives import OBJECTIVES
-from sapo.crew import Crew, Task
 from sapo.errors import InputError
-from sapo.files import updating
-from sapo.recipes import Recipe
-from sapo.runs import Job, RunFolder, read_recorded_runs, read_runs, write_table
-from sapo.stages import (
+from sapo.experiments.pool import Crew, Task
+from sapo.experiments.recipes import Recipe
+from sapo.experiments.run_folder import Job, RunFolder, read_recorded_runs, read_runs
+from sapo.experiments.stages import (
     choose_contrast,
     fit_recommender,
     measure_start,
@@ -41,7 +41,7 @@ from sapo.stages import (
     unmeasured,
     words_and_traces,
 )
-from sapo.systems import COMPACT, STAGES, SYSTEMS, stage_of
+from sapo.experiments.systems import COMPACT, STAGES, SYSTEMS, stage_of
 
 GRADIENTS = "gradients.csv"
 KEYS = {"dynamics.csv.gz": [*WORLD, "method"], "rollouts.csv.gz": WORLD, "looks.csv.gz": [*WORLD, "method"]}
@@ -80,7 +80,7 @@ def run(job: Job, workers: int | None = None, tell: Callable[[int, int], None] |
     if unknown := set(recipe.systems) - set(SYSTEMS):
         raise InputError(f"unknown systems {sorted(unknown)}; known are {', '.join(SYSTEMS)}.")
     whole = [name for name in recipe.objectives + recipe.ablations if OBJECTIVES[name].credit == "token"]
-    if whole and processes.in_parts():
+    if whole and distributed.in_parts():
         raise InputError(f"the values of {', '.join(whole)} need the whole model on each GPU: launch with DDP.")
     if pretrained(job) is not None and (compact := sorted({*recipe.systems} & {*COMPACT})):
         raise InputError(f"{', '.join(compact)} are made for the prompts of small models: leave them out.")
@@ -88,7 +88,7 @@ def run(job: Job, workers: int | None = None, tell: Callable[[int, int], None] |
         raise InputError(f"ablation_seeds is {recipe.ablation_seeds}; there are {len(recipe.seeds)} seeds.")
     if not 1 <= recipe.grid_seeds <= len(recipe.seeds):
         raise InputError(f"grid_seeds is {recipe.grid_seeds}; there are {len(recipe.seeds)} seeds.")
-    processes.of_first(lambda: check_out(job))
+    distributed.of_first(lambda: check_out(job))
     with Crew(workers) as crew:
         stages = [task for seed in recipe.seeds for task in _supervised_tasks(job, seed)]
         grid = [
@@ -107,7 +107,7 @@ def run(job: Job, workers: int | None = None, tell: Callable[[int, int], None] |
         ]
         tests = [_test_task(job, folder, others) for folder in result_runs(job, chosen)]
         crew.work([*others, *tests], tell)
-    return processes.of_first(lambda: collect(job, chosen))
+    return distributed.of_first(lambda: collect(job, chosen))
 
 
 def check_out(job: Job) -> None:
@@ -206,7 +206,7 @@ def measure_starts(
     workers: int | None = None,
     tell: Callable[[int, int], None] | None = None,
 ) -> pd.DataFrame:
-    """What an update of each objective is worth to each seed's stage-2 policy (`sapo.analysis.gradients`), added to
+    """What an update of each objective is worth to each seed's stage-2 policy (`sapo.evaluation.gradients`), added to
     `gradients.csv` under `job.out`.
 
     Raises:
@@ -266,7 +266,7 @@ def publish(out: str | Path, record: str | Path) -> list[Path]:
                 table[column] = [float(f"{value:.{CURVE_DIGITS}g}") for value in table[column]]
             _add(table, record / name)
         merge_ranks(out, record)
-        write_table(runs, record / "runs.csv")
+        write_csv(runs, record / "runs.csv")
     return [record / name for name in (*written, RANKS, ROWS, "runs.csv")]
 
 
@@ -370,4 +370,4 @@ def _trained(recipe: Recipe) -> dict[str, tuple[int, ...]]:
 def _add(table: pd.DataFrame, path: Path) -> None:
     """Write a table beside what its file holds of other data sets, presets and methods."""
     kept = [others(pd.read_csv(path), table, KEYS[path.name])] if path.is_file() else []
-    write_table(pd.concat([*kept, table]), path)
+    write_csv(pd.concat([*kept, table]), path)

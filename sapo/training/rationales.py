@@ -21,11 +21,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from sapo.common.progress import progress_bar
 from sapo.data.catalog import Catalog
 from sapo.data.interactions import Rows
 from sapo.errors import InputError
 from sapo.policy.prompts import split_words
-from sapo.progress import progress_bar
 
 Key = tuple[tuple[int, ...], int]  # a history and its target
 Teacher = Callable[[str], str]

@@ -6,7 +6,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from sapo.processes import is_first
+from sapo.common.distributed import is_first
 
 _line = 0
 

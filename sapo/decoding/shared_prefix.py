@@ -20,8 +20,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from sapo.decoding.joined_attention import can_join, joined_attention
 from sapo.errors import InputError
-from sapo.policy.joined_attention import can_join, joined_attention
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

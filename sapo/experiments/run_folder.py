@@ -1,7 +1,6 @@
 """Runs on disk: what data they see, what each is, and whether it is finished."""
 
 import glob
-import gzip
 import json
 import os
 import platform
@@ -17,21 +16,21 @@ from typing import Any
 import pandas as pd
 import torch
 
+from sapo.common.files import drop_halves, write_atomically, write_csv, write_folder_atomically
 from sapo.data.catalog import Catalog
 from sapo.data.interactions import Interactions, Split, SplitName
 from sapo.data.reasoning import ReasoningConfig, ReasoningWorld
 from sapo.data.synthetic import SyntheticCatalogue, SyntheticConfig
 from sapo.errors import InputError
-from sapo.files import drop_halves, write_atomically, write_folder_atomically
-from sapo.identity import code_digest, digest, weights_digest
-from sapo.recipes import Recipe
+from sapo.experiments.identity import code_digest, digest, weights_digest
+from sapo.experiments.recipes import Recipe
 from sapo.semantic_ids.tokenizer import refuse_another_split
 
 MADE = {"reasoning": ReasoningConfig, "synthetic": SyntheticConfig}  # worlds that are made, not read from a folder
 # Sources that decide a result; drawing and the command line are not among them.
 CODE = (
-    *("data", "semantic_ids", "credit", "policy", "training", "baselines"),
-    *("analysis/evaluation.py", "recipes.py", "runs.py", "stages.py", "systems.py", "experiments.py", "suite.py"),
+    *("data", "semantic_ids", "credit", "decoding", "policy", "training", "evaluation", "baselines"),
+    *(f"experiments/{name}.py" for name in ("recipes", "run_folder", "runner", "stages", "suite", "systems")),
 )
 
 # What `read_runs` tells of a run.
@@ -44,7 +43,7 @@ RUN_COLUMNS = [
 @lru_cache(maxsize=1)
 def code_version() -> str:
     """Hash of the code that decides a result."""
-    root = Path(__file__).resolve().parent
+    root = Path(__file__).resolve().parent.parent
     files = [file for part in CODE for file in ([root / part] if part.endswith(".py") else (root / part).rglob("*.py"))]
     return code_digest(file.read_text("utf-8") for file in files)
 
@@ -165,7 +164,7 @@ class RunFolder:
             shutil.copytree(twin, folder, dirs_exist_ok=True)
             for path in (*folder.glob("*.csv"), *folder.glob("*.csv.gz")):
                 if "preset" in (table := pd.read_csv(path)):
-                    write_table(table.assign(preset=self.row["preset"]), path)
+                    write_csv(table.assign(preset=self.row["preset"]), path)
             (folder / "run.json").write_text(json.dumps(manifest | self.row, indent=1) + "\n")
         return True
 
@@ -205,7 +204,7 @@ class RunFolder:
             parent: the run that it went on from; its weights are told, so that rows of another one can be found out.
         """
         table = self.results("measured", {**metrics, "updates": updates})
-        write_table(table.assign(n=table["metric"].map(counts)), self.path / "metrics.csv")
+        write_csv(table.assign(n=table["metric"].map(counts)), self.path / "metrics.csv")
         weights = {"weights": weights_digest(self.policy)}
         if parent is not None:
             weights["parent"] = weights_digest(parent.policy)
@@ -299,17 +298,10 @@ def read_recorded_runs(record: Path) -> pd.DataFrame:
     return pd.read_csv(path, dtype=object) if path.is_file() else pd.DataFrame(columns=["run", *RUN_COLUMNS])
 
 
-def write_table(table: pd.DataFrame, path: Path) -> None:
-    """A CSV, whole or absent; gzip where its name ends in .gz, without time stamp and name: same table, same bytes."""
-    content = table.to_csv(index=False, lineterminator="\n").encode()
-    with write_atomically(path) as temporary:
-        temporary.write_bytes(gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
-
-
 @lru_cache(maxsize=1)
 def provenance() -> dict[str, Any]:
     """Where and with what a run is made."""
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parent.parent.parent
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "hardware": gpu or f"{platform.machine()} CPU, {os.cpu_count()} cores",

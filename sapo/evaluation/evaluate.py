@@ -17,12 +17,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from sapo import processes
+from sapo.common import distributed
+from sapo.common.progress import progress_bar
 from sapo.credit.rewards import step_match
 from sapo.data.interactions import Rows, Split
 from sapo.errors import InputError
 from sapo.policy.policy import Policy, search, think
-from sapo.progress import progress_bar
 
 DEFAULT_KS = (5, 10)
 
@@ -305,7 +305,7 @@ def evaluate_policy(
     if len(beams) > 1 and policy.contrast is None:
         searches["full/"] = (beams[0], "full")
     found: list[tuple[list[int], dict[str, Tensor]]] = []
-    share = (processes.number(), processes.count())
+    share = (distributed.number(), distributed.count())
     bar = progress_bar(title, total=len(rows))
     broken: str | None = None
     try:
@@ -315,14 +315,14 @@ def evaluate_policy(
                 for name, (width, normalize) in searches.items()
             }
             found.append((thought.rows, best))
-            bar.update(len(thought.rows) * processes.count())
+            bar.update(len(thought.rows) * distributed.count())
     except FloatingPointError as error:
         broken = str(error)
     bar.close()
-    if problems := list(filter(None, processes.of_all(broken))):  # all processes stop, or none
+    if problems := list(filter(None, distributed.of_all(broken))):  # all processes stop, or none
         raise FloatingPointError(problems[0])
     ranked = {name: torch.full((len(rows), ks[-1], sids.shape[1]), -1) for name in searches}
-    for part_of_rows, best in chain(*processes.of_all(found)):
+    for part_of_rows, best in chain(*distributed.of_all(found)):
         for name, of_name in best.items():
             ranked[name][part_of_rows] = of_name
     metrics: dict[str, float] = {}

@@ -1,0 +1,1 @@
+"""Files, processes and progress, which all else uses."""

@@ -1,0 +1,1 @@
+"""The engine: how completions are laid out, sampled, scored and searched."""

@@ -1,0 +1,1 @@
+"""How well a policy ranks, and what its gradients and softmax say."""

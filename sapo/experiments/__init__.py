@@ -1,0 +1,1 @@
+"""From a recipe to a record: runs, their folders, and who does them."""

@@ -1,0 +1,1 @@
+"""Worlds small enough to be exact, and the ledger of claims."""
