@@ -269,7 +269,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path, after):
 
 
 def test_claims_are_printed_and_recorded(tiny, tmp_path, monkeypatch, capsys):
-    record = Path(cli.__file__).parent.parent / "paper_figures" / "data"
+    record = Path(cli.__file__).parent.parent.parent / "paper_figures" / "data"
     for name in ("rollouts.csv.gz", "dynamics.csv.gz"):
         (tmp_path / name).symlink_to(record / name)
     monkeypatch.setattr("sapo.lab.claims.CLAIMS", {1: claims.CLAIMS[1], 2: claims.CLAIMS[2]})
