@@ -142,17 +142,17 @@ class Recipe:
 
 
 # A small reasoning world. Stage 2 ends when one item in twenty is named right: exact matches are rare then, and not
-# absent. Rates are those that validation chose in `sapo study`, which tries a grid.
+# absent. Rates are those at which validation NDCG@10 of seed 0 ended highest, of 3e-5, 1e-4, 3e-4, 6e-4 and 1e-3.
 QUICK = Recipe(
     preset="quick",
     world=ReasoningConfig(codes=6, window=2, num_users=1500, lengths=(5, 8)),
     stage1=SFTConfig(updates=120, batch_size=128, learning_rate=3e-3, title_share=0.1),
     stage2=SFTConfig(updates=300, batch_size=128, learning_rate=3e-3, until_exact=0.05),
-    stage3=RLConfig(updates=120, prompts=16, group_size=16, weight_decay=0.0, look_every=20),
+    stage3=RLConfig(updates=160, prompts=32, group_size=8, weight_decay=0.0, look_every=20),
     evaluation=EvaluationConfig(valid_rows=500),
     ablations=("grpo_step_reward", "sapo_outcome_reward"),
     ablation_seeds=3,
-    known_rates=(("sapo", 3e-4), ("grpo", 1e-4), ("grpo_step_reward", 3e-4), ("sapo_outcome_reward", 1e-4)),
+    known_rates=(("sapo", 6e-4), ("grpo", 3e-5), ("grpo_step_reward", 6e-4), ("sapo_outcome_reward", 3e-5)),
     max_history=2,
     words_per_block=2,
     block_budget=2,
