@@ -1,6 +1,7 @@
 """The rank of the target in every test row, so that any two methods can be compared on the same rows.
 
-ranks.csv.gz       of every run the rows whose target is among the first 10, and at which rank; the first row too
+ranks.csv.gz       of every run the rows whose target is among the first 10, and at which rank; the first row too; a row
+                   is told by how far `after` the one before it is, which packs into half the bytes
 test_rows.csv.gz   whose rows they are; a data set may have been tested on all of its rows, or on n drawn ones
 
 `rank` is that of the SID, of policies, or of the item, of recommenders that rank items. What the other way of counting
@@ -58,7 +59,7 @@ def add_ranks(runs: Iterable[tuple[pd.DataFrame, Mapping[str, object]]], folder:
 def merge_ranks(source: str | Path, folder: str | Path) -> None:
     """Add both tables of one folder to those of another."""
     for name, key in ((RANKS, [*WORLD, "method"]), (ROWS, TESTED)):
-        _add(pd.read_csv(Path(source) / name), Path(folder) / name, key)
+        _add(_read(Path(source) / name), Path(folder) / name, key)
 
 
 class Ranks:
@@ -75,7 +76,7 @@ class Ranks:
         for name in (RANKS, ROWS):
             if not (Path(folder) / name).is_file():
                 raise InputError(f"{folder} holds no {name}: `sapo run` and `sapo baselines` write it.")
-        ranks, rows = (pd.read_csv(Path(folder) / name) for name in (RANKS, ROWS))
+        ranks, rows = (_read(Path(folder) / name) for name in (RANKS, ROWS))
         self._ranks = dict(tuple(ranks.groupby([*WORLD, "method"])))
         self._users = {key: of["user"].to_numpy() for key, of in rows.groupby(TESTED)}
         self._counts: dict[Method, str] = {}  # what `rank` counts, where that is known
@@ -186,5 +187,18 @@ class Ranks:
 
 def _add(table: pd.DataFrame, path: Path, key: list[str]) -> None:
     if path.is_file():
-        table = pd.concat([others(pd.read_csv(path), table, key), table])
+        table = pd.concat([others(_read(path), table, key), table])
+    if "rank" in table:
+        after = table.groupby(RUN, sort=False)["row"].diff().fillna(table["row"]).astype(int)
+        place = table.columns.get_loc("row")
+        table = table.drop(columns="row")
+        table.insert(place, "after", after)
     write_csv(table.astype({name: "Int64" for name in BESIDE if name in table}), path)
+
+
+def _read(path: Path) -> pd.DataFrame:
+    table = pd.read_csv(path)
+    if "after" not in table:
+        return table
+    table["row"] = table.groupby(RUN, sort=False)["after"].cumsum()
+    return table.drop(columns="after")
