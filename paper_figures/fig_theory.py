@@ -9,6 +9,7 @@ from artefacts import ONE_WORLD, Artefact, command_line, find_input, save_figure
 from fig_components import at_chosen_rates
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 from scipy.stats import rankdata
 
 from sapo.analysis.plots import FULL_WIDTH, figure_style, method_color, method_label, ordered_methods
@@ -30,9 +31,9 @@ SHOWN = ("independent", "sampled")  # steps of the figure and of the columns of 
 RESAMPLES = 1000
 FEWEST = 5  # starts
 PANELS = {
-    "shared": "reduced world, K parameters",
-    "own": "reduced world, K parameters a prompt",
-    "policy": "the policy's own gradients",
+    "shared": "K parameters",
+    "own": "K parameters a prompt",
+    "policy": "all parameters of the policy",
 }
 
 
@@ -83,6 +84,14 @@ def measured(gradients: pd.DataFrame, methods: pd.DataFrame) -> pd.DataFrame:
         for column, parameters in MEASURED.items()
     ]
     return pd.concat(parts, ignore_index=True)
+
+
+def over_grpo(data: pd.DataFrame, method: str, parameters: str) -> Interval:
+    """The worth of a method over GRPO's at the same start, under one assumption: geometric mean over starts."""
+    rows = data[(data["parameters"] == parameters) & data["steps"].isin(SHOWN) & (data["goal"] == "exact")]
+    worths = rows.pivot_table("worth", START, "method")
+    ratio = (worths[method] / worths["grpo"]).dropna()
+    return Interval(*np.exp(seed_interval(np.log(ratio[ratio > 0].to_numpy()))))
 
 
 def of_gradients(gradients: pd.DataFrame, methods: pd.DataFrame) -> pd.DataFrame:
@@ -215,6 +224,9 @@ def draw(data: pd.DataFrame) -> Figure:
         ax.axhline(0, color=method_color("stage2"), linewidth=0.9, zorder=1)
         kind = "measured" if parameters in MEASURED.values() else "predicted"
         ax.set(xscale="log", xlabel=f"{kind} worth of an update", title=PANELS[parameters])
+        low, high = ax.get_xlim()
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 20 else (1,)))
+        ax.xaxis.set_minor_formatter(NullFormatter())
     axes[0].set_ylabel("gain in NDCG@10, test")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
     return figure
@@ -307,8 +319,8 @@ def main(out: Path, results: Path | None = None) -> list[Artefact]:
         artefacts.append(
             Artefact(name, "Agreement of theory and training", caption, "exact, measured", files, path, found)
         )
-        if directions is not None and not (said := of_gradients(directions, table)).empty:
-            said = said[said["dataset"] == dataset].round(4)
+        own = None if directions is None else directions[directions["dataset"] == dataset]
+        if own is not None and not (said := of_gradients(own, table).round(4)).empty:
             caption = (
                 f"{dataset}. Gradients of the start on batches of {PROMPTS} prompts. Signal: ||E[g]||^2 / E ||g||^2, "
                 "the rest is noise. Cosine: between E[g] and the gradient of exact matches. Worth over GRPO's of the "
