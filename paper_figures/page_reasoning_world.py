@@ -226,8 +226,8 @@ def gradients_table(record: Record, world: World) -> list[str]:
         f"SAPO over GRPO: {times(reduced)} times by the reduced world of the laboratory, "
         f"{ours['adam_worth over GRPO']:.3g} times by the policy's own gradients with Adam, "
         f"{ours['gain'] / grpo['gain']:.3g} times in training. The reduced world has a parameter a step: averaged over "
-        f"{BASE.stage3.prompts} prompts it leaves direction alone to count, in which objectives hardly differ. An update "
-        f"of the policy carries the noise of all its parameters, and what differs is the signal."
+        f"{BASE.stage3.prompts} prompts it leaves direction alone to count, in which objectives hardly differ. An "
+        f"update of the policy carries the noise of all its parameters, and what differs is the signal."
     )
     return [
         "What one update knows at the start, measured on the policy's own gradients g of batches of rollouts:",

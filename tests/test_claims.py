@@ -147,8 +147,8 @@ def test_claims_of_the_laboratory_are_ratios_over_its_worlds(monkeypatch):
 
 
 def test_bad_input(record):
-    with pytest.raises(InputError, match="there is no claim 17; there are 1, 2"):
-        ledger(record, 17)
+    with pytest.raises(InputError, match="there is no claim 99; there are 1, 2"):
+        ledger(record, 99)
     (record / "rollouts.csv.gz").unlink()
     with pytest.raises(InputError, match=r"no .*rollouts\.csv\.gz"):
         ledger(record, 2)
