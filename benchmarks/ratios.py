@@ -28,9 +28,11 @@ from trl.trainer.utils import selective_log_softmax
 
 from benchmarks.world import CLOSE, EOS, OPEN, PAD, World
 from sapo.credit.advantages import step_advantages, to_tokens
-from sapo.credit.objectives import OBJECTIVES, policy_loss
+from sapo.credit.loss import policy_loss
+from sapo.credit.objectives import OBJECTIVES
 from sapo.decoding.beam_search import Beams, constrained_beam_search
-from sapo.decoding.sampling import Rollouts, completion_logps, forced_tokens, grouped_rollouts
+from sapo.decoding.logprobs import completion_logps, forced_tokens
+from sapo.decoding.sampling import Rollouts, grouped_rollouts
 from sapo.decoding.shared_prefix import PackedGroups, share_prompts
 from sapo.semantic_ids.trie import SidTrie
 from sapo.training.config import SAPOConfig

@@ -5,7 +5,8 @@ from pathlib import Path
 from artefacts import Artefact, command_line, save_figure
 from matplotlib import pyplot as plt
 
-from sapo.analysis.plots import FULL_WIDTH, figure_style, plot_credit_units
+from sapo.analysis.plots import plot_credit_units
+from sapo.analysis.style import FULL_WIDTH, figure_style
 
 CAPTION = (
     "One completion: K thinking blocks ⟨ w … ⟩, then the K tokens s_1 … s_K of a semantic ID. Step k is block k "

@@ -8,7 +8,8 @@ from artefacts import Artefact, command_line, find_exact, save_figure
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from sapo.analysis.plots import FULL_WIDTH, figure_style, plot_against_sparsity
+from sapo.analysis.plots import plot_against_sparsity
+from sapo.analysis.style import FULL_WIDTH, figure_style
 from sapo.errors import InputError
 
 NAME = "fig_exact_efficiency"

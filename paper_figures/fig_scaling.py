@@ -8,7 +8,8 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from sapo.analysis.plots import FULL_WIDTH, WORK, figure_style, plot_growth
+from sapo.analysis.plots import plot_growth
+from sapo.analysis.style import FULL_WIDTH, WORK, figure_style
 
 NAME = "fig_scaling"
 # (axis of timing.csv, label, what is drawn, quantity) of each panel

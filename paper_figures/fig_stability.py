@@ -7,7 +7,6 @@ from artefacts import Artefact, command_line, find_looks, read_worlds, save_figu
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from sapo.analysis.plots import FULL_WIDTH, figure_style, method_color, method_label, ordered_methods
 from sapo.analysis.stability import (
     best_rate,
     cells,
@@ -18,6 +17,7 @@ from sapo.analysis.stability import (
 )
 from sapo.analysis.statistics import seed_interval
 from sapo.analysis.study_plots import plot_rates
+from sapo.analysis.style import FULL_WIDTH, figure_style, method_color, method_label, ordered_methods
 
 NAME = "fig_stability"
 GAIN = 0.02  # of NDCG@10, that rollouts and KL are counted to

@@ -12,10 +12,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 from scipy.stats import rankdata
 
-from sapo.analysis.plots import FULL_WIDTH, figure_style, method_color, method_label, ordered_methods
 from sapo.analysis.results import read_csv, read_results, to_numbers
 from sapo.analysis.stability import METRIC
 from sapo.analysis.statistics import Interval, seed_interval
+from sapo.analysis.style import FULL_WIDTH, figure_style, method_color, method_label, ordered_methods
 from sapo.credit.objectives import OBJECTIVES
 from sapo.experiments.study import BASE
 from sapo.lab.predicted import STEPS, has_closed_form, predict

@@ -13,7 +13,8 @@ from artefacts import Artefact, command_line, find_input, read_worlds, save_figu
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from sapo.analysis.plots import FULL_WIDTH, figure_style, method_label, plot_curve
+from sapo.analysis.plots import plot_curve
+from sapo.analysis.style import FULL_WIDTH, figure_style, method_label
 from sapo.errors import InputError
 
 METHODS = ["sapo", "grpo"]

@@ -38,9 +38,9 @@ from policies import (
     zero_variance,
 )
 
-from sapo.analysis.plots import method_label
 from sapo.analysis.stability import METRIC as VALIDATION
 from sapo.analysis.statistics import Interval
+from sapo.analysis.style import method_label
 from sapo.analysis.verdicts import comparison, judge, mean_half, signed, times
 from sapo.data.reasoning import ReasoningWorld
 from sapo.experiments.study import AXES, BASE

@@ -13,10 +13,11 @@ import numpy as np
 import pandas as pd
 from artefacts import ONE_WORLD
 
-from sapo.analysis.plots import METHOD_COLORS, WITHOUT_SEEDS, method_label
+from sapo.analysis.plots import WITHOUT_SEEDS
 from sapo.analysis.ranks import Ranks
 from sapo.analysis.results import read_csv, read_results, to_numbers
 from sapo.analysis.statistics import Difference, Interval, seed_difference, seed_interval
+from sapo.analysis.style import METHOD_COLORS, method_label
 from sapo.analysis.verdicts import mean_half
 from sapo.errors import InputError
 from sapo.experiments.study import AXES

@@ -5,8 +5,8 @@ from pathlib import Path
 import pandas as pd
 from artefacts import DECODING, Artefact, command_line, find_input, save_table
 
-from sapo.analysis.plots import method_label
 from sapo.analysis.results import read_results
+from sapo.analysis.style import method_label
 from sapo.analysis.tables import BLOCK, NOTES, results_table
 from sapo.errors import InputError
 

@@ -18,10 +18,10 @@ from artefacts import (
     save_table,
 )
 
-from sapo.analysis.plots import method_label
 from sapo.analysis.ranks import RANKS, Ranks
 from sapo.analysis.results import merge_results, name_hits, read_results
 from sapo.analysis.statistics import Difference, Interval, beyond_noise, seed_interval
+from sapo.analysis.style import method_label
 from sapo.analysis.tables import NOTES, results_table
 from sapo.errors import InputError
 

@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 from artefacts import AS_PRINTED, BY_ITEM, HITS, PUBLISHED, Artefact, command_line, doubtful, find_input, save_table
 
-from sapo.analysis.plots import method_label, metric_label
 from sapo.analysis.ranks import RANKS, Ranks
 from sapo.analysis.results import WITHOUT_SEEDS, merge_results, name_hits, read_results
 from sapo.analysis.statistics import beyond_noise
+from sapo.analysis.style import method_label, metric_label
 from sapo.analysis.tables import NOTES, results_table
 from sapo.credit.objectives import OBJECTIVES
 from sapo.errors import InputError

@@ -15,9 +15,9 @@ if TYPE_CHECKING:  # the same names once more, for editors and type checkers
     from sapo.credit.advantages import to_tokens as to_tokens
     from sapo.credit.advantages import trajectory_advantages as trajectory_advantages
     from sapo.credit.gae import value_loss as value_loss
+    from sapo.credit.loss import policy_loss as policy_loss
     from sapo.credit.objectives import OBJECTIVES as OBJECTIVES
     from sapo.credit.objectives import Objective as Objective
-    from sapo.credit.objectives import policy_loss as policy_loss
     from sapo.credit.rewards import exact_match as exact_match
     from sapo.credit.rewards import graded_match as graded_match
     from sapo.credit.rewards import step_match as step_match
@@ -32,9 +32,9 @@ if TYPE_CHECKING:  # the same names once more, for editors and type checkers
     from sapo.decoding.sampling import grouped_rollouts as grouped_rollouts
     from sapo.errors import InputError as InputError
     from sapo.evaluation.evaluate import ranking_metrics as ranking_metrics
-    from sapo.lab.exact import SidWorld as SidWorld
     from sapo.lab.exact import expected_update as expected_update
     from sapo.lab.exact import true_gradient as true_gradient
+    from sapo.lab.world import SidWorld as SidWorld
     from sapo.policy.ask import ask as ask
     from sapo.policy.policy import Policy as Policy
     from sapo.policy.policy import recommend as recommend
@@ -63,9 +63,9 @@ _HOME = {
     "to_tokens": "sapo.credit.advantages",
     "Objective": "sapo.credit.objectives",
     "OBJECTIVES": "sapo.credit.objectives",
-    "policy_loss": "sapo.credit.objectives",
+    "policy_loss": "sapo.credit.loss",
     "value_loss": "sapo.credit.gae",
-    "SidWorld": "sapo.lab.exact",
+    "SidWorld": "sapo.lab.world",
     "expected_update": "sapo.lab.exact",
     "true_gradient": "sapo.lab.exact",
     "ReasoningLayout": "sapo.decoding.layout",

@@ -7,7 +7,8 @@ import torch
 from test_policy import TITLES, make_policy
 
 from sapo.data.catalog import Catalog
-from sapo.decoding.sampling import block_tokens, end_ids, grouped_rollouts
+from sapo.decoding.logprobs import block_tokens, end_ids
+from sapo.decoding.sampling import grouped_rollouts
 from sapo.evaluation.allowed_mass import allowed_mass
 
 FULL = Catalog("shop", torch.tensor(list(itertools.product(range(2), range(3)))), TITLES)  # all 6 SIDs are items

@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sapo.credit.objectives import OBJECTIVES, Objective, policy_loss
+from sapo.credit.loss import policy_loss
+from sapo.credit.objectives import OBJECTIVES, Objective
 from sapo.credit.rewards import step_match
 from sapo.errors import InputError
 from sapo.lab.exact import (
-    SidWorld,
     efficiency,
     expected_update,
     improvement,
@@ -21,6 +21,7 @@ from sapo.lab.exact import (
     silent_share,
     true_gradient,
 )
+from sapo.lab.world import SidWorld
 
 # 8 trajectories, 512 groups of 3. Both second codes are only children, so no second token is trained.
 TINY = SidWorld(

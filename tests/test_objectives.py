@@ -10,7 +10,8 @@ from torch import Tensor
 from worlds import random_sids, trie_for
 
 from sapo.credit.advantages import trajectory_advantages
-from sapo.credit.objectives import OBJECTIVES, Objective, policy_loss
+from sapo.credit.loss import policy_loss
+from sapo.credit.objectives import OBJECTIVES, Objective
 from sapo.errors import InputError
 
 close = partial(torch.testing.assert_close, atol=1e-9, rtol=1e-9)

@@ -7,10 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sapo.analysis.plots import METHOD_COLORS
 from sapo.analysis.ranks import Ranks, add_ranks
 from sapo.analysis.results import write_results
 from sapo.analysis.statistics import seed_difference
+from sapo.analysis.style import METHOD_COLORS
 from sapo.errors import InputError
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "paper_figures"

@@ -15,10 +15,11 @@ import pandas as pd
 import pytest
 from matplotlib import pyplot as plt
 
-from sapo.analysis.plots import METHOD_COLORS, figure_style, plot_against_sparsity, plot_growth, plot_winners
+from sapo.analysis.plots import plot_against_sparsity, plot_growth, plot_winners
 from sapo.analysis.ranks import add_ranks
 from sapo.analysis.results import add_results, name_hits, read_results, write_results
 from sapo.analysis.statistics import paired_difference
+from sapo.analysis.style import METHOD_COLORS, figure_style
 from sapo.credit.objectives import OBJECTIVES
 from sapo.errors import InputError
 from sapo.experiments.stages import REFERENCES

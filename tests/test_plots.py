@@ -11,13 +11,6 @@ from matplotlib.colors import to_rgb
 from matplotlib.text import Text
 
 from sapo.analysis.plots import (
-    METHOD_COLORS,
-    METHOD_LABELS,
-    credit_color,
-    figure_style,
-    method_color,
-    method_label,
-    metric_label,
     plot_advantage_distributions,
     plot_credit_units,
     plot_curve,
@@ -28,6 +21,15 @@ from sapo.analysis.plots import (
     plot_zero_signal,
 )
 from sapo.analysis.results import paired_gains
+from sapo.analysis.style import (
+    METHOD_COLORS,
+    METHOD_LABELS,
+    credit_color,
+    figure_style,
+    method_color,
+    method_label,
+    metric_label,
+)
 from sapo.credit.objectives import OBJECTIVES
 from sapo.errors import InputError
 from sapo.experiments.suite import BASELINES, FUSIONS

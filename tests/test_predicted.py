@@ -10,7 +10,7 @@ import torch
 
 from sapo.credit.objectives import OBJECTIVES
 from sapo.errors import InputError
-from sapo.lab.exact import SidWorld, efficiency, expected_update, second_moment, true_gradient
+from sapo.lab.exact import efficiency, expected_update, second_moment, true_gradient
 from sapo.lab.predicted import (
     MOST_GROUPS,
     count_outcomes,
@@ -28,6 +28,7 @@ from sapo.lab.predicted import (
     step_scores,
     step_worth,
 )
+from sapo.lab.world import SidWorld
 
 CLOSED = [key for key, objective in OBJECTIVES.items() if has_closed_form(objective)]
 OF_BATCH = [key for key in CLOSED if OBJECTIVES[key].scale in ("batch", "batch_centred")]

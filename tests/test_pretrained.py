@@ -15,7 +15,8 @@ from test_sft import stub_looks
 from sapo import cli
 from sapo.data.catalog import Catalog
 from sapo.data.interactions import Interactions
-from sapo.decoding.sampling import completion_logps, end_ids, forced_tokens, grouped_rollouts
+from sapo.decoding.logprobs import completion_logps, end_ids, forced_tokens
+from sapo.decoding.sampling import grouped_rollouts
 from sapo.decoding.shared_prefix import PackedGroups
 from sapo.errors import InputError
 from sapo.experiments.run_folder import Job

@@ -7,7 +7,8 @@ import torch
 from worlds import CLOSE, EOS, OPEN, PAD, layout_for, random_prompts, random_sids, tiny_model
 
 from sapo.decoding.beam_search import constrained_beam_search
-from sapo.decoding.sampling import beam_rollouts, completion_logps, grouped_rollouts
+from sapo.decoding.logprobs import completion_logps
+from sapo.decoding.sampling import beam_rollouts, grouped_rollouts
 from sapo.errors import InputError
 from sapo.semantic_ids.trie import SidTrie
 

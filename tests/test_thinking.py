@@ -16,7 +16,7 @@ from sapo.baselines.rec_r1 import RecR1, Retriever
 from sapo.credit.advantages import trajectory_advantages
 from sapo.data.catalog import Catalog
 from sapo.data.interactions import Rows, Split
-from sapo.decoding.sampling import block_tokens
+from sapo.decoding.logprobs import block_tokens
 from sapo.errors import InputError
 from sapo.policy.policy import Thoughts, think
 

@@ -8,7 +8,7 @@ import pytest
 from matplotlib import pyplot as plt
 from matplotlib.colors import to_rgb
 
-from sapo.analysis.plots import credit_color
+from sapo.analysis.style import credit_color
 from sapo.analysis.tokens import token_strip, token_strip_html
 from sapo.errors import InputError
 

@@ -14,10 +14,12 @@ from trl.trainer import grpo_trainer
 from worlds import CLOSE, EOS, OPEN, PAD, layout_for, random_sids, tiny_model
 
 from sapo.credit.advantages import trajectory_advantages
-from sapo.credit.objectives import OBJECTIVES, policy_loss
+from sapo.credit.loss import policy_loss
+from sapo.credit.objectives import OBJECTIVES
 from sapo.credit.rewards import ranking_reward
 from sapo.decoding.beam_search import constrained_beam_search
-from sapo.decoding.sampling import forced_tokens, grouped_rollouts
+from sapo.decoding.logprobs import forced_tokens
+from sapo.decoding.sampling import grouped_rollouts
 from sapo.errors import InputError
 from sapo.semantic_ids.trie import SidTrie
 from sapo.training import trainer as trainer_module

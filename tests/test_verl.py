@@ -12,7 +12,8 @@ import torch
 from checkpoints import checkpoint
 
 from sapo.credit.advantages import step_advantages, to_tokens
-from sapo.credit.objectives import OBJECTIVES, policy_loss
+from sapo.credit.loss import policy_loss
+from sapo.credit.objectives import OBJECTIVES
 from sapo.credit.rewards import step_match
 from sapo.data.catalog import Catalog
 from sapo.errors import InputError

@@ -5,8 +5,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from sapo.analysis.plots import METHOD_COLORS, method_color, method_label, new_axes, ordered_methods
 from sapo.analysis.statistics import seed_interval
+from sapo.analysis.style import METHOD_COLORS, method_color, method_label, new_axes, ordered_methods
 
 MARKERS = "os^DvpX"
 

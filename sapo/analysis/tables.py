@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 from pandas.io.formats.style import Styler
 
-from sapo.analysis.plots import METHOD_COLORS, method_label, metric_label
 from sapo.analysis.results import WITHOUT_SEEDS, validate_results
 from sapo.analysis.statistics import seed_interval
+from sapo.analysis.style import METHOD_COLORS, method_label, metric_label
 from sapo.common.files import write_atomically
 from sapo.errors import InputError
 

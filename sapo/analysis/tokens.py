@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.patches import Rectangle
 
-from sapo.analysis.plots import FULL_WIDTH, credit_color
+from sapo.analysis.style import FULL_WIDTH, credit_color
 from sapo.errors import InputError
 
 COLORMAP = colormaps["RdBu"]

@@ -12,8 +12,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sapo.baselines.fitting import Recommender
-from sapo.credit.objectives import OBJECTIVES, policy_loss
-from sapo.decoding.sampling import Decoder, completion_logps, end_ids
+from sapo.credit.loss import policy_loss
+from sapo.credit.objectives import OBJECTIVES
+from sapo.decoding.logprobs import completion_logps, end_ids
+from sapo.decoding.sampling import Decoder
 from sapo.decoding.shared_prefix import PromptCache, sharing_prompts
 from sapo.errors import InputError
 from sapo.policy.policy import Policy

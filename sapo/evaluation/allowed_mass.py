@@ -4,7 +4,8 @@ import pandas as pd
 import torch
 
 from sapo.decoding.layout import ReasoningLayout
-from sapo.decoding.sampling import Rollouts, completion_logps, end_ids, grouped_rollouts
+from sapo.decoding.logprobs import completion_logps, end_ids
+from sapo.decoding.sampling import Rollouts, grouped_rollouts
 from sapo.decoding.shared_prefix import PackedGroups, sharing_prompts
 from sapo.policy.policy import Policy
 

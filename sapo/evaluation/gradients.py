@@ -20,9 +20,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sapo.common.progress import progress_bar
-from sapo.credit.objectives import OBJECTIVES, Objective, policy_loss
+from sapo.credit.loss import policy_loss
+from sapo.credit.objectives import OBJECTIVES, Objective
 from sapo.data.interactions import Rows
-from sapo.decoding.sampling import Rollouts, completion_logps, end_ids, grouped_rollouts
+from sapo.decoding.logprobs import completion_logps, end_ids
+from sapo.decoding.sampling import Rollouts, grouped_rollouts
 from sapo.decoding.shared_prefix import PackedGroups
 from sapo.errors import InputError
 from sapo.policy.policy import Policy

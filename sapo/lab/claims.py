@@ -17,25 +17,19 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sapo.analysis.statistics import Interval, seed_interval
-from sapo.credit.objectives import OBJECTIVES, Objective, policy_loss
+from sapo.credit.loss import policy_loss
+from sapo.credit.objectives import OBJECTIVES, Objective
 from sapo.credit.rewards import step_match
 from sapo.data.catalog import Catalog
 from sapo.data.interactions import Interactions
 from sapo.data.synthetic import SyntheticCatalogue
 from sapo.errors import InputError
-from sapo.lab.exact import (
-    SidWorld,
-    efficiency,
-    expected_update,
-    mixed_share,
-    second_moment,
-    silent_share,
-    true_gradient,
-)
+from sapo.lab.exact import efficiency, expected_update, mixed_share, second_moment, silent_share, true_gradient
 from sapo.lab.findings import Finding, against_one, as_share, beside_half, finding, seen
 from sapo.lab.sweep import FEW, TARGET, sparse_world
 from sapo.lab.training_claims import TRAINING_CLAIMS
 from sapo.lab.varying_steps import OneOrTwoSteps, relative_bias
+from sapo.lab.world import SidWorld
 
 PAPER, REVIEW, OURS = "SAPO (2605.17648)", "a review of the paper", "our question"
 RIVALS = (("grpo_graded", "graded GRPO"), ("grpo_step_reward", "GRPO with the same step rewards, summed"))

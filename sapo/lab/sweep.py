@@ -10,15 +10,8 @@ import pandas as pd
 import torch
 
 from sapo.common.progress import progress_bar
-from sapo.lab.exact import (
-    SidWorld,
-    efficiency,
-    expected_update,
-    improvement,
-    second_moment,
-    silent_share,
-    true_gradient,
-)
+from sapo.lab.exact import efficiency, expected_update, improvement, second_moment, silent_share, true_gradient
+from sapo.lab.world import SidWorld
 
 RIVALS = ("grpo", "grpo_graded", "grpo_step_reward", "sapo", "sapo_gated", "sapo_suffix", "sapo_fallback")
 COLUMNS = ("objective", "layout", "items", "exact_match", "coupling", "group_size", "seed")

@@ -34,21 +34,15 @@ from trl.models.utils import disable_gradient_checkpointing
 from sapo.common import distributed
 from sapo.credit.advantages import kept_share, zero_variance
 from sapo.credit.gae import generalized_advantages, token_rewards, whiten
-from sapo.credit.objectives import OBJECTIVES, VERIFIED, Objective, policy_loss
+from sapo.credit.loss import policy_loss
+from sapo.credit.objectives import OBJECTIVES, VERIFIED, Objective
 from sapo.credit.rewards import exact_match, step_match
 from sapo.data.catalog import Catalog
 from sapo.data.interactions import Rows, Split
 from sapo.decoding.beam_search import search_beams
 from sapo.decoding.layout import ReasoningLayout
-from sapo.decoding.sampling import (
-    Rollouts,
-    beam_rollouts,
-    block_budgets,
-    completion_logps,
-    end_ids,
-    forced_tokens,
-    grouped_rollouts,
-)
+from sapo.decoding.logprobs import completion_logps, end_ids, forced_tokens
+from sapo.decoding.sampling import Rollouts, beam_rollouts, block_budgets, grouped_rollouts
 from sapo.decoding.shared_prefix import PackedGroups, PromptCache, share_prompts, sharing_prompts
 from sapo.errors import InputError
 from sapo.policy.policy import Policy
