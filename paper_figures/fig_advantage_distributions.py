@@ -9,7 +9,7 @@ from artefacts import Artefact, command_line, find_input, read_worlds, save_figu
 from matplotlib import pyplot as plt
 from torch import Tensor
 
-from sapo.analysis.plots import plot_advantage_distributions, plot_sign_disagreement, plot_zero_signal
+from sapo.analysis.plots.credit import plot_advantage_distributions, plot_sign_disagreement, plot_zero_signal
 from sapo.analysis.style import FULL_WIDTH, figure_style
 from sapo.credit.advantages import step_advantages, trajectory_advantages
 from sapo.errors import InputError

@@ -8,7 +8,7 @@ from artefacts import ONE_WORLD, Artefact, command_line, find_looks, read_worlds
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from sapo.analysis.plots import plot_curve, plot_reference_line
+from sapo.analysis.plots.curves import plot_curve, plot_reference_line
 from sapo.analysis.results import read_results
 from sapo.analysis.stability import METRIC
 from sapo.analysis.style import FULL_WIDTH, METHOD_COLORS, figure_style, method_color

@@ -5,7 +5,7 @@ from pathlib import Path
 from artefacts import Artefact, command_line, save_figure
 from matplotlib import pyplot as plt
 
-from sapo.analysis.plots import plot_credit_units
+from sapo.analysis.plots.credit import plot_credit_units
 from sapo.analysis.style import FULL_WIDTH, figure_style
 
 CAPTION = (

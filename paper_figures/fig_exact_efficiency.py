@@ -8,7 +8,7 @@ from artefacts import Artefact, command_line, find_exact, save_figure
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from sapo.analysis.plots import plot_against_sparsity
+from sapo.analysis.plots.laboratory import plot_against_sparsity
 from sapo.analysis.style import FULL_WIDTH, figure_style
 from sapo.errors import InputError
 

@@ -10,7 +10,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from sapo.analysis.plots import plot_winners
+from sapo.analysis.plots.laboratory import plot_winners
 from sapo.analysis.style import FULL_WIDTH, figure_style, method_color, method_label
 
 NAME = "fig_exact_phase"

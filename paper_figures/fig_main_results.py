@@ -7,7 +7,7 @@ from artefacts import ABLATION_ONLY, BY_ITEM, DECODING, ONE_WORLD, Artefact, com
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from sapo.analysis.plots import plot_results
+from sapo.analysis.plots.results import plot_results
 from sapo.analysis.results import name_hits, read_results
 from sapo.analysis.style import FULL_WIDTH, figure_style
 from sapo.errors import InputError

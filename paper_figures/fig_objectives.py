@@ -7,7 +7,7 @@ from artefacts import DECODING, ONE_WORLD, Artefact, command_line, find_input, s
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from sapo.analysis.plots import plot_gains
+from sapo.analysis.plots.results import plot_gains
 from sapo.analysis.results import paired_gains, read_results
 from sapo.analysis.style import FULL_WIDTH, figure_style
 from sapo.credit.objectives import OBJECTIVES

@@ -8,7 +8,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from sapo.analysis.plots import plot_growth
+from sapo.analysis.plots.laboratory import plot_growth
 from sapo.analysis.style import FULL_WIDTH, WORK, figure_style
 
 NAME = "fig_scaling"

@@ -7,8 +7,8 @@ from artefacts import ONE_WORLD, Artefact, command_line, find_input, save_figure
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
+from sapo.analysis.plots.study import plot_gain_by_start
 from sapo.analysis.results import read_results
-from sapo.analysis.study_plots import plot_gain_by_start
 from sapo.analysis.style import FULL_WIDTH, figure_style
 
 METHODS = ("sapo", "grpo", "grpo_graded")

@@ -7,6 +7,7 @@ from artefacts import Artefact, command_line, find_looks, read_worlds, save_figu
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
+from sapo.analysis.plots.study import plot_rates
 from sapo.analysis.stability import (
     best_rate,
     cells,
@@ -16,7 +17,6 @@ from sapo.analysis.stability import (
     until_gain,
 )
 from sapo.analysis.statistics import seed_interval
-from sapo.analysis.study_plots import plot_rates
 from sapo.analysis.style import FULL_WIDTH, figure_style, method_color, method_label, ordered_methods
 
 NAME = "fig_stability"

@@ -13,7 +13,7 @@ from artefacts import Artefact, command_line, find_input, read_worlds, save_figu
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from sapo.analysis.plots import plot_curve
+from sapo.analysis.plots.curves import plot_curve
 from sapo.analysis.style import FULL_WIDTH, figure_style, method_label
 from sapo.errors import InputError
 

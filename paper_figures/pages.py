@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from artefacts import ONE_WORLD
 
-from sapo.analysis.plots import WITHOUT_SEEDS
+from sapo.analysis.plots.results import WITHOUT_SEEDS
 from sapo.analysis.ranks import Ranks
 from sapo.analysis.results import read_csv, read_results, to_numbers
 from sapo.analysis.statistics import Difference, Interval, seed_difference, seed_interval

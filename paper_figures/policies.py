@@ -19,7 +19,7 @@ from pages import (
     picture,
 )
 
-from sapo.analysis.plots import WITHOUT_SEEDS
+from sapo.analysis.plots.results import WITHOUT_SEEDS
 from sapo.analysis.statistics import Difference, seed_interval
 from sapo.analysis.verdicts import comparison, judge, signed, tally
 from sapo.credit.objectives import OBJECTIVES

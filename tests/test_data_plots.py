@@ -5,7 +5,7 @@ import pytest
 import torch
 from matplotlib import pyplot as plt
 
-from sapo.analysis.data_plots import plot_days, plot_lengths, plot_popularity, plot_repeats, plot_sid_tree
+from sapo.analysis.plots.data import plot_days, plot_lengths, plot_popularity, plot_repeats, plot_sid_tree
 from sapo.data.interactions import Interactions, PublishedPairs, Rows
 from sapo.errors import InputError
 

@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 from matplotlib import pyplot as plt
 
-from sapo.analysis.plots import plot_against_sparsity, plot_growth, plot_winners
+from sapo.analysis.plots.laboratory import plot_against_sparsity, plot_growth, plot_winners
 from sapo.analysis.ranks import add_ranks
 from sapo.analysis.results import add_results, name_hits, read_results, write_results
 from sapo.analysis.statistics import paired_difference

@@ -10,16 +10,14 @@ from matplotlib import pyplot as plt
 from matplotlib.colors import to_rgb
 from matplotlib.text import Text
 
-from sapo.analysis.plots import (
+from sapo.analysis.plots.credit import (
     plot_advantage_distributions,
     plot_credit_units,
-    plot_curve,
-    plot_gains,
-    plot_reference_line,
-    plot_results,
     plot_sign_disagreement,
     plot_zero_signal,
 )
+from sapo.analysis.plots.curves import plot_curve, plot_reference_line
+from sapo.analysis.plots.results import plot_gains, plot_results
 from sapo.analysis.results import paired_gains
 from sapo.analysis.style import (
     METHOD_COLORS,

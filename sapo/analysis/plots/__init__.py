@@ -1,0 +1,1 @@
+"""Figures by kind: Axes in, Axes out."""
