@@ -28,11 +28,11 @@ def test_a_batch_by_hand():
             # shares of tokens against halves: (3/4, 1/4) moves 1/4; (1/2, 1/2) nothing, twice. Of (1, 0) one step alone
             # is trained, by half under the step mean: half of |1 - 1/2|
             "weight_moved": (0.25 + 0 + 0.25 + 0) / 4,
-            "step/1/reward_mean": 0.75,
+            "rewards/sid_level_1/mean": 0.75,
             "step/1/frac_zero_spread": 0.5,
             "step/1/length": 2.0,
             "step/1/trained": 2.0,
-            "step/2/reward_mean": 0.75,
+            "rewards/sid_level_2/mean": 0.75,
             "step/2/frac_zero_spread": 0.5,
             "step/2/length": 2.0,
             "step/2/trained": 1.0,

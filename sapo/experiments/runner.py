@@ -47,7 +47,7 @@ GRADIENTS = "gradients.csv"
 KEYS = {"dynamics.csv.gz": [*WORLD, "method"], "rollouts.csv.gz": WORLD, "looks.csv.gz": [*WORLD, "method"]}
 KEYS[GRADIENTS] = [*WORLD, "objective"]
 LOOKS = r"^valid/|^kl$|^grad_norm$|^rollouts$|^rewards/exact/mean$"  # what looks.csv.gz keeps of every rate of a grid
-BOOKKEEPING = r"^completions/|/std$|^num_tokens$|^step_time$|/reward_mean$"  # stays in a run's log.csv
+BOOKKEEPING = r"^completions/|/std$|^num_tokens$|^step_time$"  # stays in a run's log.csv
 # Of validation the record keeps what choices were made by, of other ways to search the ten first places, of one place
 # the recall, which NDCG equals there; runs keep the rest.
 UNRECORDED = (

@@ -35,7 +35,7 @@ def credit_metrics(
     }
     flat = no_spread(match, group_size).mean(0)
     for k in range(match.shape[1]):
-        metrics[f"step/{k + 1}/reward_mean"] = match[:, k].mean()
+        metrics[f"rewards/sid_level_{k + 1}/mean"] = match[:, k].mean()
         metrics[f"step/{k + 1}/frac_zero_spread"] = flat[k]
         metrics[f"step/{k + 1}/length"] = lengths[:, k].mean()
         metrics[f"step/{k + 1}/trained"] = trained[:, k].mean()

@@ -138,12 +138,11 @@ class SAPOTrainer(GRPOTrainer):
         self._evaluated = 0  # batches of the evaluation at hand
         self._start_is_checked = args.beta == 0
         given = [] if reward_funcs is None else reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
-        own = _reward_functions(layout)
         if args.reward_weights is not None and len(args.reward_weights) != len(given):
             raise InputError(
                 f"reward_weights has {len(args.reward_weights)} numbers for {len(given)} reward functions."
             )
-        args.reward_weights = [0.0] * len(own) + (args.reward_weights or [1.0] * len(given))
+        args.reward_weights = [0.0, *(args.reward_weights or [1.0] * len(given))]
         if distributed.in_parts():  # TRL would spread the reference over the GPUs that each process sees
             args.model_init_kwargs = {**(args.model_init_kwargs or {}), "device_map": None}
         if args.lora_rank is not None:
@@ -152,7 +151,7 @@ class SAPOTrainer(GRPOTrainer):
             warnings.filterwarnings("ignore", message=".*rollout_func.*experimental.*")
             super().__init__(
                 model=str(model) if isinstance(model, Path) else model,
-                reward_funcs=own + given,
+                reward_funcs=[_exact_reward(layout), *given],
                 args=args,
                 train_dataset=train_dataset,
                 eval_dataset=eval_dataset,
@@ -404,7 +403,7 @@ class SAPOTrainer(GRPOTrainer):
 
     def _calculate_rewards(self, *args: Any) -> Float[Tensor, "B F"]:
         rewards = super()._calculate_rewards(*args)
-        # The objective's own functions come first and weigh 0: they are only logged.
+        # The exact match comes first and weighs 0: it is only logged.
         self._given_reward = (rewards * self.reward_weights.to(rewards.device)).nansum(1)
         return rewards
 
@@ -432,8 +431,10 @@ class SAPOTrainer(GRPOTrainer):
         for _ in range(min(tail, len(shown))):
             shown.pop()
         shown.extend(by_step.mean(1).tolist())
-        for k in range(self.layout.num_steps if advantages.dim() == 2 else 0):
-            self._logs["extra"][f"advantage_step_{k + 1}"].extend(by_step[:, k].tolist())
+        for k in range(self.layout.num_steps):
+            self._logs["extra"][f"sid_level_{k + 1}"].extend(match[:, k].tolist())
+            if advantages.dim() == 2:
+                self._logs["extra"][f"advantage_step_{k + 1}"].extend(by_step[:, k].tolist())
 
     def _warn_of_silence(self, mode: str, silent: bool) -> None:
         """Once, where so many batches in a row gave no token any credit: what runs then trains nothing."""
@@ -729,29 +730,14 @@ def _check_dataset(name: str, dataset: Dataset, trie: SidTrie) -> None:
         raise InputError(f"{name}, row {row}: target_sid {targets[row]} is no SID of the catalogue.")
 
 
-def _reward_functions(layout: ReasoningLayout) -> list[Callable]:
-    """One function a level and one for the whole SID, in TRL's form, so that TRL logs them by name."""
-
-    last: tuple[list[list[int]], Tensor] | None = None  # TRL asks each function about the same completions
-
-    def matches(completion_ids: list[list[int]], target_sid: list[list[int]]) -> tuple[Tensor, Tensor]:
-        nonlocal last
-        if last is None or last[0] is not completion_ids:
-            filled = torch.tensor(list(zip_longest(*completion_ids, fillvalue=-1))).T
-            last = completion_ids, _predicted(layout, filled)
-        return last[1], torch.tensor(target_sid)
-
-    def level_reward(level: int) -> Callable:
-        def reward(completion_ids: list[list[int]], target_sid: list[list[int]], **columns: Any) -> list[float]:
-            return step_match(*matches(completion_ids, target_sid))[:, level].tolist()
-
-        reward.__name__ = f"sid_level_{level + 1}"
-        return reward
+def _exact_reward(layout: ReasoningLayout) -> Callable:
+    """The exact match in TRL's form: TRL asks for a reward function at least, and logs it by its name."""
 
     def exact(completion_ids: list[list[int]], target_sid: list[list[int]], **columns: Any) -> list[float]:
-        return exact_match(*matches(completion_ids, target_sid)).tolist()
+        filled = torch.tensor(list(zip_longest(*completion_ids, fillvalue=-1))).T
+        return exact_match(_predicted(layout, filled), torch.tensor(target_sid)).tolist()
 
-    return [*(level_reward(level) for level in range(layout.num_steps)), exact]
+    return exact
 
 
 def _predicted(layout: ReasoningLayout, completion_ids: Int[Tensor, "B T"]) -> Int[Tensor, "B K"]:
