@@ -286,7 +286,7 @@ def test_claims_are_printed_and_recorded(tiny, tmp_path, monkeypatch, capsys):
 
 def test_lab_writes_its_table(tiny, tmp_path, monkeypatch):
     small = partial(sweep.Sweep, ("grpo", "sapo"), (0.1,), (0.0,), (2,), items=(64,))
-    monkeypatch.setattr(laboratory, "Sweep", small)
+    monkeypatch.setattr(sweep, "Sweep", small)
     tiny("lab", "--to", tmp_path, "--worlds", 2)
     written = pd.read_csv(tmp_path / "exact.csv")
     assert written["objective"].tolist() == ["grpo", "sapo"] * 2

@@ -26,6 +26,7 @@ from sapo.training import trainer as trainer_module
 from sapo.training.adapters import merged
 from sapo.training.config import SAPOConfig
 from sapo.training.credit_metrics import weight_moved
+from sapo.training.rollouts import mixed_seed
 from sapo.training.trainer import SAPOTrainer
 
 SIZES = (3, 3)
@@ -742,7 +743,7 @@ def test_rollouts_in_portions_are_those_of_each_portion(folder, tmp_path, tokeni
     trainer = ours(folder, tmp_path, tokenizer, rollout_prompts=2)
     prompts = list(dataset()["prompt"])[:5]
     found = trainer.sample(prompts, 3, (7, 1))
-    generator = torch.Generator().manual_seed(trainer_module._mix(7, 1))
+    generator = torch.Generator().manual_seed(mixed_seed(7, 1))
     rows = 0
     for start in (0, 2, 4):
         batch = tokenizer(prompts[start : start + 2], return_tensors="pt", padding=True)
@@ -999,3 +1000,11 @@ def test_the_methods_of_trl_that_we_override_are_where_we_expect_them():
     assert "current_gradient_accumulation_steps" in inspect.getsource(GRPOTrainer._compute_loss)
     for name in ("_metrics", "_logs", "_buffered_inputs", "_step"):
         assert f"self.{name}" in inspect.getsource(GRPOTrainer)
+
+
+def test_the_module_lists_what_it_overrides():
+    """Every method of ours that TRL's or transformers' trainer has too stands in the docstring, and no other."""
+    theirs = {name for name in vars(SAPOTrainer) if hasattr(GRPOTrainer, name) and not name.startswith("__")}
+    assert trainer_module.__doc__ is not None
+    listed = {line.split()[0] for line in trainer_module.__doc__.splitlines() if line.startswith("    ")}
+    assert listed == theirs

@@ -1,12 +1,15 @@
 """Settings of stage 3: TRL's, most of which an objective decides."""
 
+import copy
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from trl import GRPOConfig
 
 from sapo.credit.objectives import OBJECTIVES
+from sapo.decoding.layout import ReasoningLayout
+from sapo.decoding.sampling import block_budgets
 from sapo.errors import InputError
 
 # Options of TRL's trainer that the built-in decoder and losses do not read: better refused than ignored.
@@ -160,6 +163,53 @@ class SAPOConfig(GRPOConfig):
             )
         super().__post_init__()
         self._check_checkpoints()
+
+    def for_layout(self, layout: ReasoningLayout, rows: int) -> Self:
+        """A copy with what a policy's layout and the number of training rows decide.
+
+        Raises:
+            InputError: fewer rows than prompts of a generation batch; a `max_completion_length` that contradicts the
+                budgets.
+        """
+        args = copy.copy(self)
+        args.block_budget = 8 if args.block_budget is None else args.block_budget
+        args.min_block_tokens = args.min_block_tokens or 0
+        prompts = args.generation_batch_size // args.num_generations
+        if rows < prompts:
+            raise InputError(
+                f"train_dataset has {rows} rows, fewer than the {prompts} prompts of a generation batch "
+                f"(generation_batch_size {args.generation_batch_size} / num_generations {args.num_generations})."
+            )
+        budgets = block_budgets(args.block_budget, layout.blocks, args.min_block_tokens)
+        derived = layout.longest(budgets)
+        if args.max_completion_length not in (None, derived):
+            raise InputError(
+                f"max_completion_length is {args.max_completion_length}; budgets {budgets}, the delimiters of "
+                f"{layout.blocks} blocks and {layout.num_steps} SID tokens make {derived}. Leave it out."
+            )
+        args.max_completion_length = derived
+        return args
+
+    def check_parts(self, layout: ReasoningLayout, own_rollouts: bool, own_rewards: bool) -> None:
+        """Whether the objective can do with a policy's layout, and with rollouts and rewards of the caller's.
+
+        Raises:
+            InputError: it cannot.
+        """
+        objective = OBJECTIVES[self.objective]
+        if own_rollouts and {"dynamic_sampling", "beam_rollouts"} & set(objective.extras):
+            raise InputError(f"objective {self.objective!r} makes its rollouts in its own way: leave rollout_func out.")
+        if own_rewards and "outcome_first" in objective.extras:
+            raise InputError(
+                f"objective {self.objective!r} reads the exact match off its rewards: leave reward_funcs out."
+            )
+        if objective.credit == "step" and layout.blocks not in (0, layout.num_steps):
+            raise InputError(
+                f"objective {self.objective!r} credits steps, and a policy of {layout.blocks} thinking blocks for "
+                f"{layout.num_steps} SID tokens has none: take one of K blocks, or an objective of trajectory credit."
+            )
+        if "thinking_only" in objective.extras and not layout.blocks:
+            raise InputError(f"objective {self.objective!r} trains thoughts, and this policy does not think.")
 
     def _check_checkpoints(self) -> None:
         """A checkpoint between two generations could not be resumed: its rollouts are gone."""

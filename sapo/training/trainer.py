@@ -3,10 +3,16 @@
 What differs from TRL's trainer, method by method:
 
     _generate_and_score_completions           advantages are (B, T): each token has the advantage of its step
+    _calculate_rewards                        rewards of the caller's functions are kept, to be added to the objective's
     _get_per_token_logps_and_entropies        log-probabilities of the set that the decoder allowed
     _compute_loss                             the objective's own loss
     _prepare_inputs                           whole groups are shuffled and cut into micro-batches, never torn
     _get_train_sampler                        a resumed run goes on with the rows that an undisturbed one reads
+    get_eval_dataloader                       every evaluation draws the same rollouts
+    _save_checkpoint                          the critic of PPO is saved too
+    _load_optimizer_and_scheduler             and loaded
+
+It also reads and writes what TRL keeps for itself: `_metrics`, `_logs`, `_step`, `_buffered_inputs`.
 
 A prompt is read once, with its G completions behind it, in rollouts and in updates (`sapo.decoding.shared_prefix`).
 Rollouts come from TRL's `rollout_func` hook, the one way to tell it which tokens were sampled and which were forced.
@@ -15,9 +21,7 @@ Rollouts come from TRL's `rollout_func` hook, the one way to tell it which token
 import copy
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from itertools import zip_longest
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -33,30 +37,30 @@ from trl.models.utils import disable_gradient_checkpointing
 
 from sapo.common import distributed
 from sapo.credit.advantages import kept_share, zero_variance
-from sapo.credit.gae import generalized_advantages, token_rewards, whiten
 from sapo.credit.loss import policy_loss
 from sapo.credit.objectives import OBJECTIVES, VERIFIED, Objective
-from sapo.credit.rewards import exact_match, step_match
+from sapo.credit.rewards import step_match
 from sapo.data.catalog import Catalog
 from sapo.data.interactions import Rows, Split
 from sapo.decoding.beam_search import search_beams
 from sapo.decoding.layout import ReasoningLayout
 from sapo.decoding.logprobs import completion_logps, end_ids, forced_tokens
-from sapo.decoding.sampling import Rollouts, beam_rollouts, block_budgets, grouped_rollouts
+from sapo.decoding.sampling import Rollouts, beam_rollouts, grouped_rollouts
 from sapo.decoding.shared_prefix import PackedGroups, PromptCache, share_prompts, sharing_prompts
 from sapo.errors import InputError
 from sapo.policy.policy import Policy
 from sapo.semantic_ids.trie import SidTrie
 from sapo.training.adapters import lora_config
 from sapo.training.config import SAPOConfig
-from sapo.training.credit_metrics import credit_metrics, no_spread
-from sapo.training.critic import Critic
+from sapo.training.credit_metrics import credit_metrics
+from sapo.training.dataset import check_dataset, exact_reward, predicted_sids
+from sapo.training.ppo import Critic
+from sapo.training.rollouts import alone_if_broken, as_lists, join_rollouts, mixed_seed, sample_until_spread
 from sapo.training.sampler import ResumableSampler
 from sapo.training.sharding import prepare_sharding, whole_weights
 
 logger = logging.getLogger(__name__)
 SILENT_BATCHES = 50  # without any credit, before a warning
-RESAMPLING_ROUNDS = 4  # of DAPO's dynamic sampling
 MAX_START_KL = 1e-6  # policy against reference, before the first update
 
 
@@ -91,45 +95,17 @@ class SAPOTrainer(GRPOTrainer):
         optimizers: tuple[Any, Any] = (None, None),
     ):
         trie.check_levels([len(ids) for ids in layout.sid_token_ids])
-        _check_dataset("train_dataset", train_dataset, trie)
+        check_dataset("train_dataset", train_dataset, trie)
         if eval_dataset is not None:
-            _check_dataset("eval_dataset", eval_dataset, trie)
-        args = copy.copy(args)  # what is derived below belongs to this trainer
-        args.block_budget = 8 if args.block_budget is None else args.block_budget
-        args.min_block_tokens = args.min_block_tokens or 0
-        prompts = args.generation_batch_size // args.num_generations
-        if len(train_dataset) < prompts:
-            raise InputError(
-                f"train_dataset has {len(train_dataset)} rows, fewer than the {prompts} prompts of a generation batch "
-                f"(generation_batch_size {args.generation_batch_size} / num_generations {args.num_generations})."
-            )
-        budgets = block_budgets(args.block_budget, layout.blocks, args.min_block_tokens)
-        derived = layout.longest(budgets)
-        if args.max_completion_length not in (None, derived):
-            raise InputError(
-                f"max_completion_length is {args.max_completion_length}; budgets {budgets}, the delimiters of "
-                f"{layout.blocks} blocks and {layout.num_steps} SID tokens make {derived}. Leave it out."
-            )
-        args.max_completion_length = derived
+            check_dataset("eval_dataset", eval_dataset, trie)
+        args = args.for_layout(layout, len(train_dataset))
         if isinstance(model, PreTrainedModel) and args.beta and not model.config._name_or_path:
             raise InputError(
                 "the model was built in memory, so there is no folder to load the reference policy from. Save it "
                 "(Policy.save or save_pretrained) and load it from there, or set beta=0."
             )
         self.objective: Objective = OBJECTIVES[args.objective]
-        if rollout_func is not None and {"dynamic_sampling", "beam_rollouts"} & set(self.objective.extras):
-            raise InputError(f"objective {args.objective!r} makes its rollouts in its own way: leave rollout_func out.")
-        if reward_funcs is not None and "outcome_first" in self.objective.extras:
-            raise InputError(
-                f"objective {args.objective!r} reads the exact match off its rewards: leave reward_funcs out."
-            )
-        if self.objective.credit == "step" and layout.blocks not in (0, layout.num_steps):
-            raise InputError(
-                f"objective {args.objective!r} credits steps, and a policy of {layout.blocks} thinking blocks for "
-                f"{layout.num_steps} SID tokens has none: take one of K blocks, or an objective of trajectory credit."
-            )
-        if "thinking_only" in self.objective.extras and not layout.blocks:
-            raise InputError(f"objective {args.objective!r} trains thoughts, and this policy does not think.")
+        args.check_parts(layout, rollout_func is not None, reward_funcs is not None)
         self.layout, self.trie = layout, trie
         self._prepared: Rollouts | None = None
         self._sampled: Tensor | None = None  # log-probabilities of a batch that was sampled a moment ago
@@ -151,7 +127,7 @@ class SAPOTrainer(GRPOTrainer):
             warnings.filterwarnings("ignore", message=".*rollout_func.*experimental.*")
             super().__init__(
                 model=str(model) if isinstance(model, Path) else model,
-                reward_funcs=[_exact_reward(layout), *given],
+                reward_funcs=[exact_reward(layout), *given],
                 args=args,
                 train_dataset=train_dataset,
                 eval_dataset=eval_dataset,
@@ -219,7 +195,7 @@ class SAPOTrainer(GRPOTrainer):
         In lower precision they are written in it too, as what trains reads them.
         """
         device = self.accelerator.device
-        generator = torch.Generator(device).manual_seed(_mix(*seed))
+        generator = torch.Generator(device).manual_seed(mixed_seed(*seed))
         model = self.accelerator.unwrap_model(self.model)
         write = beam_rollouts if "beam_rollouts" in self.objective.extras else grouped_rollouts
         count = self.args.rollout_prompts or len(prompts)
@@ -233,7 +209,7 @@ class SAPOTrainer(GRPOTrainer):
                 disable_gradient_checkpointing(model, self.args.gradient_checkpointing_kwargs),
                 whole_weights(model),
                 self.accelerator.autocast(),
-                _alone_if_broken(self.accelerator.num_processes),
+                alone_if_broken(self.accelerator.num_processes),
             ):
                 rollouts = write(
                     model,
@@ -250,7 +226,7 @@ class SAPOTrainer(GRPOTrainer):
                     sid_logps=self.args.sid_logps,
                 )
             parts.append(rollouts)
-        return _join(parts, self._tokenizer.pad_token_id)
+        return join_rollouts(parts, self._tokenizer.pad_token_id)
 
     def _seed(self, purpose: int) -> tuple[int, ...]:
         """Derived, never carried: a resumed run draws what an undisturbed one would have drawn.
@@ -276,7 +252,7 @@ class SAPOTrainer(GRPOTrainer):
         group_size = self.num_generations if mode == "train" else self.num_generations_eval
         target = torch.tensor([row["target_sid"] for row in inputs], device=ids.device)
         steps = self.layout.token_steps(ids).masked_fill(output["completion_mask"] == 0, -1)
-        predicted = _predicted(self.layout, ids)
+        predicted = predicted_sids(self.layout, ids)
 
         beams = self._beams(output) if self.objective.reward == "best_of_beam" else None
         own = self.objective.rewards(predicted, target, self.trie.contains(predicted), group_size, beams)
@@ -373,23 +349,12 @@ class SAPOTrainer(GRPOTrainer):
     ) -> dict[str, Tensor]:
         """What proximal policy optimisation needs of a batch: values, what they should have been, and advantages."""
         logps, _, _ = self._logps_of(self.model, batch)
-        ids, mask = (_whole(batch, what).split(self.args.per_device_train_batch_size) for what in ("ids", "mask"))
-        values = torch.cat([critic(*part, logps.shape[1]) for part in zip(ids, mask, strict=True)])
-        by_token = token_rewards(rewards, logps, batch.get("ref_per_token_logps", logps), trained, self.beta)
-        advantages, returns = generalized_advantages(by_token, values, trained)
-        both = torch.stack([advantages, trained.float()], 2)
-        on_all = self.accelerator.gather(self.accelerator.pad_across_processes(both, dim=1))
-        whitened = whiten(on_all[..., 0], on_all[..., 1].bool())
-        first = self.accelerator.process_index * len(logps)
-        if trained.any():
-            log, errors = self._metrics["train" if self.model.training else "eval"], (returns - values)[trained]
-            log["value/mean"].append(values[trained].mean().item())
-            log["value/explained"].append(1 - (errors.var() / returns[trained].var().clamp(min=1e-8)).item())
-        return {
-            "advantages": whitened[first : first + len(logps), : logps.shape[1]],
-            "returns": returns,
-            "old_values": values,
-        }
+        states = _whole(batch, "ids"), _whole(batch, "mask")
+        reference, chunk = batch.get("ref_per_token_logps", logps), self.args.per_device_train_batch_size
+        judged, metrics = critic.judge(states, logps, reference, rewards, trained, self.beta, chunk)
+        for name, value in metrics.items():
+            self._metrics["train" if self.model.training else "eval"][name].append(value)
+        return judged
 
     def _save_checkpoint(self, model: PreTrainedModel, trial: Any) -> None:
         if self.critic is not None and self.args.should_save:  # first: what is written last says that all is there
@@ -450,44 +415,34 @@ class SAPOTrainer(GRPOTrainer):
             )
 
     def _sample_until_spread(self, inputs: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], int]:
-        """DAPO's dynamic sampling: replace prompts whose group has no spread, for at most 4 rounds.
+        """DAPO's dynamic sampling; the rollouts of the groups that are kept go to `_own_rollouts`.
 
-        The rollouts of the groups that are kept go to `_own_rollouts`; groups without spread fill up what is missing.
         Returns the rows of the kept groups, one a completion, and how many completions were generated in all.
         """
         size = self.num_generations
-        wanted = len(inputs) // size
         if len(inputs) % size:
             raise InputError(
                 f"dynamic sampling needs whole groups on each process: {len(inputs)} completions a process are no "
                 f"multiple of num_generations {size}."
             )
-        rows = inputs[::size]
-        kept: list[tuple[dict[str, Any], Rollouts]] = []
-        spare: list[tuple[dict[str, Any], Rollouts]] = []
         rng = np.random.default_rng(self._seed(1))
-        rounds = 0
-        while rounds < RESAMPLING_ROUNDS and len(kept) < wanted:
-            if rounds:
-                chosen = rng.integers(len(self.train_dataset), size=wanted - len(kept))
-                rows = [self.train_dataset[int(row)] for row in chosen]
-            rollouts = self.sample([row["prompt"] for row in rows], size, (*self._seed(0), rounds))
+
+        def more(count: int) -> list[dict[str, Any]]:
+            return [self.train_dataset[int(row)] for row in rng.integers(len(self.train_dataset), size=count)]
+
+        def sample(rows: list[dict[str, Any]], number: int) -> tuple[Rollouts, Float[Tensor, "M C"]]:
+            rollouts = self.sample([row["prompt"] for row in rows], size, (*self._seed(0), number))
             target = torch.tensor([row["target_sid"] for row in rows], device=rollouts.sids.device)
-            rewards = self.objective.rewards(
-                rollouts.sids, target.repeat_interleave(size, 0), self.trie.contains(rollouts.sids)
-            )
-            flat = no_spread(rewards.view(len(rollouts.sids), -1), size).prod(1).bool().tolist()
-            for index, (row, is_flat) in enumerate(zip(rows, flat, strict=True)):
-                group = Rollouts(*(values[index * size : (index + 1) * size] for values in rollouts))
-                (spare if is_flat else kept).append((row, group))
-            rounds += 1
+            target = target.repeat_interleave(size, 0)
+            rewards = self.objective.rewards(rollouts.sids, target, self.trie.contains(rollouts.sids))
+            return rollouts, rewards.view(len(rollouts.sids), -1)
+
+        found = sample_until_spread(inputs[::size], size, sample, more)
         log = self._metrics["train"]
-        log["dynamic_sampling/share_with_spread"].append(min(1.0, len(kept) / wanted))
-        log["dynamic_sampling/rounds"].append(rounds)
-        chosen_groups = (kept + spare)[:wanted]
-        self._prepared = _join([group for _, group in chosen_groups], self._tokenizer.pad_token_id)
-        rows = [dict(row) for row, _ in chosen_groups for _ in range(size)]
-        return rows, (len(kept) + len(spare)) * size
+        log["dynamic_sampling/share_with_spread"].append(found.share_with_spread)
+        log["dynamic_sampling/rounds"].append(found.rounds)
+        self._prepared = join_rollouts(found.rollouts, self._tokenizer.pad_token_id)
+        return [dict(row) for row in found.rows for _ in range(size)], found.generated
 
     def _check_start(self, batch: dict[str, Any]) -> None:
         """Before the first update policy and reference must be the same model."""
@@ -661,7 +616,7 @@ class SAPOTrainer(GRPOTrainer):
             batch = self._generate_and_score_completions(generation_batch)
             rows = len(batch["completion_ids"])
             groups = torch.randperm(
-                rows // self.num_generations, generator=torch.Generator().manual_seed(_mix(*self._seed(2)))
+                rows // self.num_generations, generator=torch.Generator().manual_seed(mixed_seed(*self._seed(2)))
             )
             order = (
                 torch.arange(rows).view(-1, self.num_generations)[groups].flatten().to(batch["completion_ids"].device)
@@ -671,17 +626,6 @@ class SAPOTrainer(GRPOTrainer):
                 {name: value if value.dim() == 0 else value[part] for name, value in batch.items()} for part in parts
             ]
         return buffered[self._step % self.args.steps_per_generation]
-
-
-@contextmanager
-def _alone_if_broken(processes: int) -> Iterator[None]:
-    """Of several processes, one whose rollouts break must end as a whole: the others are waiting for it elsewhere."""
-    try:
-        yield
-    except FloatingPointError as error:
-        if processes == 1:
-            raise
-        raise SystemExit(f"sapo: {error}") from error
 
 
 def _own_rollouts(prompts: list[str], trainer: SAPOTrainer) -> dict[str, Any]:
@@ -702,47 +646,10 @@ def _own_rollouts(prompts: list[str], trainer: SAPOTrainer) -> dict[str, Any]:
     lengths = rollouts.completion_mask.sum(1).tolist()
     return {
         "prompt_ids": [of_prompt for of_prompt in ids for _ in range(size)],
-        "completion_ids": _as_lists(rollouts.completion_ids, lengths),
+        "completion_ids": as_lists(rollouts.completion_ids, lengths),
         "logprobs": None,  # which TRL would pad for vLLM's correction alone
-        "env_mask": _as_lists(rollouts.sampled.long(), lengths),
+        "env_mask": as_lists(rollouts.sampled.long(), lengths),
     }
-
-
-def _as_lists(rows: Int[Tensor, "B T"], lengths: Sequence[int]) -> list[list[int]]:
-    """The first tokens of each row; one conversion of the whole takes a tenth of what one a row does."""
-    return [row[:length] for row, length in zip(rows.tolist(), lengths, strict=True)]
-
-
-def _check_dataset(name: str, dataset: Dataset, trie: SidTrie) -> None:
-    """Every row has a prompt and the SID of an item of the catalogue: a -1 would pay malformed completions."""
-    if missing := {"prompt", "target_sid"} - set(dataset.column_names):
-        raise InputError(f"{name} lacks the columns {sorted(missing)}; it has {dataset.column_names}.")
-    if not len(dataset):
-        raise InputError(f"{name} has no rows.")
-    targets = list(dataset["target_sid"])
-    levels = trie.num_levels
-    for row, target in enumerate(targets):
-        if not isinstance(target, list) or len(target) != levels:
-            raise InputError(f"{name}, row {row}: target_sid is {target!r}; the catalogue has K = {levels} levels.")
-    known = trie.to("cpu").contains(torch.tensor(targets))
-    if not known.all():
-        row = int((~known).int().argmax())
-        raise InputError(f"{name}, row {row}: target_sid {targets[row]} is no SID of the catalogue.")
-
-
-def _exact_reward(layout: ReasoningLayout) -> Callable:
-    """The exact match in TRL's form: TRL asks for a reward function at least, and logs it by its name."""
-
-    def exact(completion_ids: list[list[int]], target_sid: list[list[int]], **columns: Any) -> list[float]:
-        filled = torch.tensor(list(zip_longest(*completion_ids, fillvalue=-1))).T
-        return exact_match(_predicted(layout, filled), torch.tensor(target_sid)).tolist()
-
-    return exact
-
-
-def _predicted(layout: ReasoningLayout, completion_ids: Int[Tensor, "B T"]) -> Int[Tensor, "B K"]:
-    parsed = layout.parse(completion_ids)
-    return parsed.sids.masked_fill(~parsed.well_formed[:, None], -1)
 
 
 def _whole(batch: dict[str, Any], what: str) -> Int[Tensor, "B L"]:
@@ -756,25 +663,3 @@ def _by_step(
     """Mean over the trained tokens of each step, 0 where it has none."""
     inside = torch.stack([(steps == k) & trained for k in range(num_steps)], 1)
     return (values[:, None] * inside).sum(2) / inside.sum(2).clamp(min=1)
-
-
-def _join(groups: Sequence[Rollouts], pad_id: int) -> Rollouts:
-    """Groups that were sampled apart as one batch of one width."""
-    width = max(group.completion_ids.shape[1] for group in groups)
-
-    def stack(name: str, filler: float) -> Tensor:
-        values = [getattr(group, name) for group in groups]
-        return torch.cat([torch.nn.functional.pad(part, (0, width - part.shape[1]), value=filler) for part in values])
-
-    return Rollouts(
-        stack("completion_ids", pad_id),
-        stack("completion_mask", False),
-        stack("logps", 0.0),
-        stack("sampled", False),
-        torch.cat([group.sids for group in groups]),
-    )
-
-
-def _mix(*numbers: int) -> int:
-    """One 63-bit seed from several numbers."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))

@@ -1,4 +1,4 @@
-"""A learned value of every state: the critic of proximal policy optimisation, beside the policy."""
+"""Proximal policy optimisation (PPO): a learned value of every state beside the policy, and the credit it gives."""
 
 import copy
 from pathlib import Path
@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from sapo.credit.gae import value_loss
+from sapo.credit.gae import generalized_advantages, token_rewards, value_loss, whiten
 from sapo.errors import InputError
 
 FILE = "critic.pt"
@@ -75,6 +75,45 @@ class Critic(nn.Module):
             self.optimizer.step()
             self.optimizer.zero_grad()
         return loss.item()
+
+    @torch.no_grad()
+    def judge(
+        self,
+        states: tuple[Int[Tensor, "B L"], Int[Tensor, "B L"]],
+        logps: Float[Tensor, "B T"],
+        reference: Float[Tensor, "B T"],
+        rewards: Float[Tensor, "B"],
+        trained: Bool[Tensor, "B T"],
+        beta: float,
+        chunk: int,
+    ) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """Values of a batch, what they should have been (`returns`), and advantages whitened over all processes; and
+        what to log of them.
+
+        Args:
+            states: ids and mask of prompts and completions.
+            reference: log-probabilities whose KL, weighed by `beta`, is taken from every token's reward.
+            chunk: rows that are read at once.
+        """
+        tokens = logps.shape[1]
+        parts = zip(*(part.split(chunk) for part in states), strict=True)
+        values = torch.cat([self(*part, tokens) for part in parts])
+        by_token = token_rewards(rewards, logps, reference, trained, beta)
+        advantages, returns = generalized_advantages(by_token, values, trained)
+        both = torch.stack([advantages, trained.float()], 2)
+        on_all = self.accelerator.gather(self.accelerator.pad_across_processes(both, dim=1))
+        whitened = whiten(on_all[..., 0], on_all[..., 1].bool())
+        first = self.accelerator.process_index * len(logps)
+        metrics = {}
+        if trained.any():
+            errors = (returns - values)[trained]
+            metrics["value/mean"] = values[trained].mean().item()
+            metrics["value/explained"] = 1 - (errors.var() / returns[trained].var().clamp(min=1e-8)).item()
+        return {
+            "advantages": whitened[first : first + len(logps), :tokens],
+            "returns": returns,
+            "old_values": values,
+        }, metrics
 
     def save(self, folder: Path) -> None:
         """Weights and optimizer, for a run that is resumed."""
