@@ -20,7 +20,7 @@ from sapo.credit.objectives import OBJECTIVES
 from sapo.data.reasoning import ReasoningConfig
 from sapo.data.synthetic import SyntheticConfig
 from sapo.errors import InputError
-from sapo.experiments import run_folder, runner, stages
+from sapo.experiments import folders, run_folder, runner, stages, starts
 from sapo.experiments.recipes import EvaluationConfig, Recipe, RLConfig, in_world
 from sapo.experiments.run_folder import Job, load_world
 from sapo.experiments.runner import publish, run
@@ -99,7 +99,7 @@ def test_the_learning_rate_is_the_best_of_the_grid_on_validation(finished):
     job, _out, _ = finished
     for name in ("sapo", "grpo", "sapo_outcome_reward"):
         scores = {
-            rate: stages.stage3_folder(job, 0, name, rate)
+            rate: folders.stage3_folder(job, 0, name, rate)
             .table("metrics.csv")
             .set_index("metric")["value"]["valid/ndcg@10"]
             for rate in (1e-3, 3e-3)
@@ -108,9 +108,9 @@ def test_the_learning_rate_is_the_best_of_the_grid_on_validation(finished):
         assert scores[chosen] == max(scores.values())
         # only the chosen one reads the test rows, and only it is trained with the other seeds
         for rate in scores:
-            assert (stages.stage3_folder(job, 0, name, rate).path / "test.csv").is_file() == (rate == chosen)
+            assert (folders.stage3_folder(job, 0, name, rate).path / "test.csv").is_file() == (rate == chosen)
         if name in TINY.objectives:
-            assert [stages.stage3_folder(job, 1, name, rate).finished for rate in scores] == [
+            assert [folders.stage3_folder(job, 1, name, rate).finished for rate in scores] == [
                 r == chosen for r in scores
             ]
 
@@ -136,7 +136,7 @@ def test_every_decoding_of_a_policy_is_recorded_and_follows_from_its_ranks(finis
         for metric in ("recall@1", "recall@5", "recall@10", "ndcg@5", "ndcg@10"):
             assert 0 <= rows[prefix + metric] <= 1
     rate = runner.choose_learning_rate(job, "sapo")
-    users = stages.stage3_folder(job, 1, "sapo", rate).table("per_user.csv.gz")
+    users = folders.stage3_folder(job, 1, "sapo", rate).table("per_user.csv.gz")
     assert len(users) == 20
     for prefix in ("", "full/", "beams50/"):
         rank = users[f"{prefix}rank"]
@@ -159,8 +159,8 @@ def test_a_card_lies_beside_every_checkpoint(finished):
     job, _, _ = finished
     rate = runner.choose_learning_rate(job, "sapo")
     for folder in (
-        *(stages.supervised_folder(job, 0, stage) for stage in ("stage1", "stage2")),
-        stages.stage3_folder(job, 0, "sapo", rate),
+        *(folders.supervised_folder(job, 0, stage) for stage in ("stage1", "stage2")),
+        folders.stage3_folder(job, 0, "sapo", rate),
     ):
         card = (folder.policy / "README.md").read_text("utf-8")
         assert card.startswith(f"# {folder.row['method']}, seed 0")
@@ -174,7 +174,7 @@ def test_stage_3_refuses_the_training_rows_of_another_split(finished, tmp_path):
     job, _, _ = finished
     other = replace(job, recipe=replace(TINY, world=replace(TINY.world, num_users=70)))
     args = SAPOConfig(str(tmp_path), num_generations=2, per_device_train_batch_size=4, max_steps=1)
-    stage2 = stages.supervised_folder(job, 0, "stage2").policy
+    stage2 = folders.supervised_folder(job, 0, "stage2").policy
     with pytest.raises(InputError, match="Train one for this split"):
         SAPOTrainer.from_catalog(stage2, job.world.catalog, args, other.world.split)
 
@@ -192,9 +192,9 @@ def test_a_second_run_does_nothing(finished, monkeypatch):
 def test_other_settings_make_other_runs_and_leave_these_alone(finished):
     job, _, _ = finished
     other = replace(job, recipe=replace(TINY, stage3=replace(TINY.stage3, updates=5)))
-    same = stages.supervised_folder(other, 0, "stage2")
-    assert same.path == stages.supervised_folder(job, 0, "stage2").path  # stages 1 and 2 are shared
-    assert stages.stage3_folder(other, 0, "sapo", 1e-3).path != stages.stage3_folder(job, 0, "sapo", 1e-3).path
+    same = folders.supervised_folder(other, 0, "stage2")
+    assert same.path == folders.supervised_folder(job, 0, "stage2").path  # stages 1 and 2 are shared
+    assert folders.stage3_folder(other, 0, "sapo", 1e-3).path != folders.stage3_folder(job, 0, "sapo", 1e-3).path
 
 
 def test_what_another_preset_has_trained_is_copied(finished, tmp_path, monkeypatch):
@@ -203,7 +203,7 @@ def test_what_another_preset_has_trained_is_copied(finished, tmp_path, monkeypat
     shutil.copytree(out, tmp_path / "out")
     other = Job(replace(TINY, preset="other", stage3=replace(TINY.stage3, beta=0.5)), str(tmp_path / "out"))
     for name in ("stage1", "stage2", "stage2_no_thinking"):
-        theirs, ours = (stages.supervised_folder(each, 0, name) for each in (job, other))
+        theirs, ours = (folders.supervised_folder(each, 0, name) for each in (job, other))
         with monkeypatch.context() as context:
             context.setattr(stages, "train_supervised", pytest.fail)
             stages.train_supervised_stage(other, 0, name)
@@ -214,15 +214,15 @@ def test_what_another_preset_has_trained_is_copied(finished, tmp_path, monkeypat
         assert set(metrics[1]["preset"]) == {"other"}
         pd.testing.assert_frame_equal(*(table.drop(columns="preset") for table in metrics))
     longer = replace(other.recipe, stage2=replace(TINY.stage2, updates=9))
-    assert not stages.supervised_folder(replace(other, recipe=longer), 0, "stage2").take_over()
+    assert not folders.supervised_folder(replace(other, recipe=longer), 0, "stage2").take_over()
 
 
 def test_a_stage_is_another_when_the_one_before_it_is(finished, monkeypatch):
     job, _, _ = finished
-    child, stage1 = stages.supervised_folder(job, 0, "stage2"), stages.STAGES["stage1"]
+    child, stage1 = folders.supervised_folder(job, 0, "stage2"), stages.STAGES["stage1"]
     assert stages.STAGES["stage2"].parent == "stage1"
     monkeypatch.setitem(stages.STAGES, "stage1", replace(stage1, method="another"))
-    assert stages.supervised_folder(job, 0, "stage2").path != child.path
+    assert folders.supervised_folder(job, 0, "stage2").path != child.path
 
 
 def test_same_seed_same_numbers_also_when_interrupted(finished, tmp_path, monkeypatch):
@@ -287,7 +287,7 @@ def test_a_rate_that_diverges_loses_and_its_run_is_not_tried_again(finished, tmp
 
     monkeypatch.setattr(SAPOTrainer, "train", fails)
     run(small, workers=1)
-    assert stages.stage3_folder(small, 0, "sapo", 3e-3).diverged
+    assert folders.stage3_folder(small, 0, "sapo", 3e-3).diverged
     assert runner.choose_learning_rate(small, "sapo") == 1e-3
     only = replace(TINY, stage3=replace(TINY.stage3, learning_rates=(3e-3,)))
     with pytest.raises(FloatingPointError, match=r"diverged at every learning rate of the grid \(0\.003\)"):
@@ -301,7 +301,7 @@ def test_a_later_seed_that_diverges_is_left_out(when, finished, tmp_path, monkey
     shutil.copytree(out / "runs", tmp_path / "runs")
     again = replace(job, out=str(tmp_path))
     rate = runner.choose_learning_rate(again, "sapo")
-    lost = stages.stage3_folder(again, 1, "sapo", rate)
+    lost = folders.stage3_folder(again, 1, "sapo", rate)
     shutil.rmtree(lost.path)
     from sapo.training.trainer import SAPOTrainer
 
@@ -333,7 +333,7 @@ def test_a_system_whose_fit_diverges_is_left_out(finished, tmp_path, monkeypatch
 
     monkeypatch.setattr(stages, "fit", diverges)
     results = run(again, workers=1)
-    assert all(stages.system_folder(again, seed, "Rec-R1").diverged for seed in (0, 1))
+    assert all(folders.system_folder(again, seed, "Rec-R1").diverged for seed in (0, 1))
     assert "Rec-R1" not in set(results["method"])
     assert set(results.loc[results["method"] == "LICD", "seed"]) == {0, 1}
     assert {"sapo", "grpo"} <= set(results["method"])
@@ -341,7 +341,7 @@ def test_a_system_whose_fit_diverges_is_left_out(finished, tmp_path, monkeypatch
 
 def test_a_checkpoint_that_was_cut_short_is_not_resumed(finished, tmp_path):
     job, _, _ = finished
-    folder = stages.supervised_folder(replace(job, out=str(tmp_path)), 0, "stage1")
+    folder = folders.supervised_folder(replace(job, out=str(tmp_path)), 0, "stage1")
     for step, text in ((3, '{"global_step": 3}'), (6, '{"global_st')):
         path = folder.path / "checkpoints" / f"checkpoint-{step}"
         path.mkdir(parents=True)
@@ -352,7 +352,7 @@ def test_a_checkpoint_that_was_cut_short_is_not_resumed(finished, tmp_path):
 
 def test_what_a_killed_run_left_half_written_goes(finished, tmp_path):
     job, _, _ = finished
-    folder = stages.supervised_folder(replace(job, out=str(tmp_path)), 0, "stage1")
+    folder = folders.supervised_folder(replace(job, out=str(tmp_path)), 0, "stage1")
     process = subprocess.Popen(["true"])
     process.wait()
     gone, here = f".partial-{process.pid}-x", f".partial-{os.getpid()}-x"  # somebody else may still write the latter
@@ -420,7 +420,7 @@ def test_systems_of_the_field_are_runs_like_ours(finished, tmp_path, monkeypatch
     costs = results.set_index(["metric", "method", "seed"])["value"]
     without = costs["parameters", "RecCoT", 0] - costs["parameters", "RecCoT blind", 0]
     assert without > costs["parameters", "stage2", 0]  # who reads no thought needs no policy, nor the time it took
-    alone = stages.system_folder(job, 0, "RecCoT blind").manifest["seconds"]
+    alone = folders.system_folder(job, 0, "RecCoT blind").manifest["seconds"]
     assert costs["seconds", "RecCoT blind", 0] == pytest.approx(alone, abs=0.051)  # written to a tenth
     assert costs["seconds", "RecCoT", 0] > costs["seconds", "stage2", 0]
 
@@ -428,8 +428,8 @@ def test_systems_of_the_field_are_runs_like_ours(finished, tmp_path, monkeypatch
     policies = {}
     for name in ("MiniOneRec", "SIDReasoner", "OneRec-Think"):
         rate = runner.choose_learning_rate(job, name)
-        policies[name] = Policy.load(stages.stage3_folder(job, 0, name, rate).policy, catalog)
-    policies["LC-Rec"] = Policy.load(stages.supervised_folder(job, 0, "stage2_alignment").policy, catalog)
+        policies[name] = Policy.load(folders.stage3_folder(job, 0, name, rate).policy, catalog)
+    policies["LC-Rec"] = Policy.load(folders.supervised_folder(job, 0, "stage2_alignment").policy, catalog)
     assert {name: policy.layout.blocks for name, policy in policies.items()} == {
         "MiniOneRec": 0,
         "SIDReasoner": 1,
@@ -444,7 +444,7 @@ def test_systems_of_the_field_are_runs_like_ours(finished, tmp_path, monkeypatch
     )
     with pytest.raises(InputError, match="has not learnt to think"):
         recommend(policies["MiniOneRec"], histories, thinking=True)
-    licd = stages.system_folder(job, 0, "LICD")
+    licd = folders.system_folder(job, 0, "LICD")
     tried = licd.table("tried.csv").set_index("contrast")["ndcg@10"]
     assert tuple(tried.index) == SYSTEMS["LICD"].contrast
     assert tried[Policy.load(licd.policy, catalog).contrast] == tried.max()
@@ -456,7 +456,7 @@ def test_systems_of_the_field_are_runs_like_ours(finished, tmp_path, monkeypatch
         ("MiniOneRec", "best_of_beam", "does not think"),
     ):
         rate = runner.choose_learning_rate(job, name)
-        folder = stages.stage3_folder(job, 0, name, rate).policy
+        folder = folders.stage3_folder(job, 0, name, rate).policy
         args = SAPOConfig(str(tmp_path), objective=objective, per_device_train_batch_size=8, num_generations=4)
         with pytest.raises(InputError, match=message):
             SAPOTrainer.from_catalog(folder, catalog, args, load_world(job).split)
@@ -570,7 +570,7 @@ def test_every_seed_of_the_grid_tries_every_rate_and_validation_chooses_by_their
         means = {
             rate: np.mean(
                 [
-                    stages.stage3_folder(job, seed, method, rate)
+                    folders.stage3_folder(job, seed, method, rate)
                     .table("metrics.csv")
                     .set_index("metric")["value"]["valid/ndcg@10"]
                     for seed in (0, 1)
@@ -600,7 +600,7 @@ def test_stage_2_ends_at_what_it_can_do_and_says_so_of_its_rollouts(reasoned):
     job, _, results, _ = reasoned
     rows = results[results["method"] == "stage2"].set_index(["metric", "seed"])["value"]
     for seed in job.recipe.seeds:
-        log = stages.supervised_folder(job, seed, "stage2").table("log.csv")
+        log = folders.supervised_folder(job, seed, "stage2").table("log.csv")
         seen = log[log["metric"] == "valid/recall@1"].set_index("step")["value"]
         updates = rows["updates", seed]
         assert updates == 40 or seen[updates] >= 0.2
@@ -617,7 +617,7 @@ def test_stage_2_ends_at_what_it_can_do_and_says_so_of_its_rollouts(reasoned):
 
 def test_thoughts_are_those_of_the_world(reasoned):
     job, _, _, _ = reasoned
-    words, traces = stages.words_and_traces(job)
+    words, traces = starts.words_and_traces(job)
     made = load_world(job).synthetic
     assert set(words) == {word for level in made.words for word in level}
     history = load_world(job).split.test.history[0]

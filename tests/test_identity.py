@@ -9,7 +9,7 @@ import pytest
 from sapo.analysis.results import write_results
 from sapo.credit.objectives import OBJECTIVES, Objective
 from sapo.errors import InputError
-from sapo.experiments import run_folder, stages
+from sapo.experiments import folders, run_folder
 from sapo.experiments.identity import code_digest, objective_identity, weights_digest
 from sapo.experiments.recipes import QUICK
 from sapo.experiments.run_folder import Job
@@ -90,7 +90,7 @@ def test_an_objective_is_its_fields_and_its_class(monkeypatch):
     }
     for name, objective in kinds.items():
         monkeypatch.setitem(OBJECTIVES, "sapo", objective)
-        identities[name] = stages.stage3_folder(job, 0, "sapo", 1e-3).identity
+        identities[name] = folders.stage3_folder(job, 0, "sapo", 1e-3).identity
     assert identities["as it is"] == identities["another source"]
     assert len(set(identities.values())) == 3
     assert "class" not in " ".join(objective_identity("grpo"))
@@ -144,7 +144,7 @@ def test_a_job_refuses_results_of_other_files_of_the_same_name(tmp_path):
     """Whose rows would be paired with its own, user by user."""
     job = Job(QUICK, str(tmp_path))
     check_out(job)
-    folder = stages.references_folder(job)
+    folder = folders.references_folder(job)
     folder.start()
     folder.finish(1.0, 0, {}, {})
     rows = folder.results("measured", {"ndcg@10": 0.1}, 3)

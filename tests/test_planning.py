@@ -24,7 +24,7 @@ from sapo.experiments.planning import (
     plan_tokenizer,
 )
 from sapo.experiments.run_folder import Job
-from sapo.experiments.stages import words_and_traces
+from sapo.experiments.starts import words_and_traces
 from sapo.policy.backbone import Pretrained, add_item_tokens, load_pretrained
 from sapo.policy.policy import Policy
 from sapo.training.adapters import adapted, item_rows

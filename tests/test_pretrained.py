@@ -19,9 +19,9 @@ from sapo.decoding.logprobs import completion_logps, end_ids, forced_tokens
 from sapo.decoding.sampling import grouped_rollouts
 from sapo.decoding.shared_prefix import PackedGroups
 from sapo.errors import InputError
+from sapo.experiments.folders import supervised_folder
 from sapo.experiments.run_folder import Job
 from sapo.experiments.runner import run
-from sapo.experiments.stages import supervised_folder
 from sapo.integrations.rows import write_rows
 from sapo.policy.backbone import Pretrained, add_item_tokens, load_pretrained
 from sapo.policy.chat import SYSTEM, ChatWording

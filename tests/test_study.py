@@ -7,8 +7,9 @@ import pytest
 from sapo.credit.objectives import OBJECTIVES
 from sapo.errors import InputError
 from sapo.experiments import study
+from sapo.experiments.folders import supervised_folder
 from sapo.experiments.run_folder import Job
-from sapo.experiments.stages import start_remark, supervised_folder
+from sapo.experiments.starts import start_remark
 
 SHARED = {"objectives", "ablations", "seeds", "grid_seeds", "ablation_seeds", "preset"}  # who is compared, not where
 

@@ -41,7 +41,7 @@ class Plan:
 
         from sapo.experiments import measuring, planning, recipes
         from sapo.experiments.run_folder import Job
-        from sapo.experiments.stages import words_and_traces
+        from sapo.experiments.starts import words_and_traces
         from sapo.policy.backbone import PAPER_BACKBONE, Pretrained
 
         at_least_one("lora", self.lora)

@@ -30,7 +30,10 @@ MADE = {"reasoning": ReasoningConfig, "synthetic": SyntheticConfig}  # worlds th
 # Sources that decide a result; drawing and the command line are not among them.
 CODE = (
     *("data", "semantic_ids", "credit", "decoding", "policy", "training", "evaluation", "baselines"),
-    *(f"experiments/{name}.py" for name in ("recipes", "run_folder", "runner", "stages", "suite", "systems")),
+    *(
+        f"experiments/{name}.py"
+        for name in ("folders", "recipes", "run_folder", "runner", "stages", "starts", "suite", "systems")
+    ),
 )
 
 # What `read_runs` tells of a run.

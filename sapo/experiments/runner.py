@@ -22,25 +22,19 @@ from sapo.common import distributed
 from sapo.common.files import updating, write_csv
 from sapo.credit.objectives import OBJECTIVES
 from sapo.errors import InputError
+from sapo.experiments.folders import pretrained, references_folder, stage3_folder, supervised_folder, system_folder
 from sapo.experiments.pool import Crew, Task
 from sapo.experiments.recipes import Recipe
 from sapo.experiments.run_folder import Job, RunFolder, read_recorded_runs, read_runs
 from sapo.experiments.stages import (
     choose_contrast,
     fit_recommender,
-    measure_start,
-    pretrained,
-    references_folder,
     run_references,
     run_test,
-    stage3_folder,
-    supervised_folder,
-    system_folder,
     train_stage3,
     train_supervised_stage,
-    unmeasured,
-    words_and_traces,
 )
+from sapo.experiments.starts import measure_start, unmeasured, words_and_traces
 from sapo.experiments.systems import COMPACT, STAGES, SYSTEMS, stage_of
 
 GRADIENTS = "gradients.csv"

@@ -5,22 +5,17 @@ A run's folder depends on everything that decides its result. A run that is fini
 """
 
 import gc
-import hashlib
 import shutil
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
-from itertools import chain
-from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
 from safetensors.torch import load_model, save_model
 from transformers import PreTrainedModel
 
-from sapo.analysis.results import others
 from sapo.baselines.cooccurrence import CoOccurrence
 from sapo.baselines.fitting import fit
 from sapo.baselines.knn import ItemKNN
@@ -32,25 +27,26 @@ from sapo.common import distributed
 from sapo.common.files import disk_errors, write_csv
 from sapo.credit.objectives import OBJECTIVES
 from sapo.data.interactions import Split
-from sapo.data.reasoning import ReasoningWorld
-from sapo.decoding.sampling import grouped_rollouts
-from sapo.errors import InputError
-from sapo.evaluation.allowed_mass import allowed_mass
 from sapo.evaluation.evaluate import evaluate_policy, evaluate_ranking, places
-from sapo.evaluation.gradients import measure_gradients
-from sapo.experiments.identity import objective_identity
+from sapo.experiments.folders import pretrained, references_folder, stage3_folder, supervised_folder, system_folder
 from sapo.experiments.run_folder import Job, RunFolder
+from sapo.experiments.starts import (
+    mass_table,
+    sampled_matches,
+    stage2_rollouts,
+    start_policy,
+    start_remark,
+    trace_leaks,
+    words_and_traces,
+)
 from sapo.experiments.systems import STAGES, SYSTEMS, objective_of, stage_of
-from sapo.policy.backbone import Pretrained, add_item_tokens, build_backbone, load_pretrained
 from sapo.policy.policy import Policy
-from sapo.policy.prompts import build_tokenizer, common_words, frequent_words
 from sapo.training.adapters import item_rows, merged, rows_alone
 from sapo.training.conversations import read_conversations
 from sapo.training.looks import ValidationLooks, collapsed, reached
 from sapo.training.progress import tidy_log
-from sapo.training.rationales import RationaleTraces, read_rationales
 from sapo.training.sft import SFTConfig, train_supervised
-from sapo.training.traces import NodeDescriptors, OneBlock, Traces, leaks
+from sapo.training.traces import OneBlock
 
 KS = (1, 5, 10)
 LOOK_ROWS = 500  # validation rows that may end stage 2
@@ -312,17 +308,6 @@ def run_test(job: Job, folder: RunFolder) -> None:
     write_csv(table if mass is None else pd.concat([table, mass]), folder.path / "test.csv")
 
 
-def mass_table(job: Job, folder: RunFolder, policy: Policy) -> pd.DataFrame:
-    """How much of the full softmax a policy keeps on what the decoder allows, as rows of results.csv: of completions of
-    validation prompts, `allowed_mass/block` and `allowed_mass/level_1` to K."""
-    evaluation, settings = job.recipe.evaluation, job.recipe.stage3
-    prompts = policy.prompts(job.world.split.valid.sample(evaluation.rollout_prompts).history)
-    generator = torch.Generator(policy.model.device).manual_seed(folder.seed)
-    found = allowed_mass(policy, prompts, settings.group_size, generator, temperature=settings.temperature)
-    names = [f"allowed_mass/{kind.replace(' ', '_')}" for kind in found["kind"]]
-    return folder.results("measured", dict(zip(names, found["mass"], strict=True)), len(prompts))
-
-
 def run_references(job: Job) -> None:
     """Rows that need no training: popularity, co-occurrence, item kNN, and the optimum where it is known."""
     folder = references_folder(job)
@@ -349,191 +334,6 @@ def run_references(job: Job) -> None:
     write_csv(pd.concat(ranks), folder.path / "per_user.csv.gz")
     write_csv(pd.concat(tables), folder.path / "test.csv")
     folder.finish(time.monotonic() - began, 0, {}, {})
-
-
-def supervised_folder(job: Job, seed: int, name: str) -> RunFolder:
-    """Where one of STAGES of a seed lives."""
-    recipe, stage = job.recipe, STAGES[name]
-    names = ("backbone", "max_history", "words_per_block", "block_budget", "vocabulary", "stage1")
-    config = {name: asdict(recipe)[name] for name in names} | {"seed": seed, "stage": asdict(stage)}
-    if (given := pretrained(job)) is not None:
-        config["weights"] = given.content
-    for what in ("rationales", "conversations"):
-        if (path := getattr(job, what)) is not None:
-            config[what] = hashlib.sha256(Path(path).read_bytes()).hexdigest()
-    if stage.parent is not None:
-        ends = {} if stage.task == "thinking" else {"until_exact": None, "look_every": None}  # of no use there
-        config |= {"stage2": asdict(recipe.stage2) | ends, "evaluation": asdict(recipe.evaluation)}
-        config["parent"] = supervised_folder(job, seed, stage.parent).identity
-    if name == "stage2":  # its rollouts are kept
-        config |= {"group_size": recipe.stage3.group_size, "temperature": recipe.stage3.temperature}
-    return RunFolder(job, f"seed{seed}/{name}", seed, stage.method or name, config)
-
-
-def stage3_folder(job: Job, seed: int, method: str, learning_rate: float) -> RunFolder:
-    """Where a run of reinforcement learning lives."""
-    settings = {name: value for name, value in asdict(job.recipe.stage3).items() if name != "learning_rates"}
-    config = {
-        "objective": objective_identity(objective_of(method)),
-        "learning_rate": learning_rate,
-        "stage3": settings,
-        "seed": seed,
-        "parent": supervised_folder(job, seed, stage_of(method)).identity,
-    }
-    return RunFolder(job, f"seed{seed}/{method}-lr{learning_rate:g}", seed, method, config)
-
-
-def system_folder(job: Job, seed: int, system: str) -> RunFolder:
-    """Where a system lives that is made of a supervised stage in another way than by stage 3."""
-    config = {
-        "contrast": SYSTEMS[system].contrast,
-        "fits": [asdict(config) for config in SYSTEMS[system].fits],
-        "evaluation": asdict(job.recipe.evaluation),
-        "parent": supervised_folder(job, seed, stage_of(system)).identity,
-    }
-    return RunFolder(job, f"seed{seed}/{system.replace(' ', '_')}", seed, system, config)
-
-
-def references_folder(job: Job) -> RunFolder:
-    """Where the rows without training live."""
-    return RunFolder(job, "references", 0, "references", {"evaluation": asdict(job.recipe.evaluation)})
-
-
-def start_policy(job: Job, words: list[str], seed: int) -> Policy:
-    """What stage 1 starts from: a small model of random weights, or a pretrained one that knows the tokens of items."""
-    recipe, world = job.recipe, job.world
-    settings = (world.split.name, world.split.data_hash, recipe.block_budget, recipe.max_history)
-    if isinstance(recipe.backbone, Pretrained):
-        model, tokenizer = load_pretrained(recipe.backbone)
-        add_item_tokens(model, tokenizer, world.catalog)
-        model.to("cuda" if torch.cuda.is_available() else "cpu")
-        return Policy(model, tokenizer, world.catalog, *settings, thinking=False, chat=True)
-    tokenizer = build_tokenizer(world.catalog, words)
-    model = build_backbone(recipe.backbone, tokenizer, seed)
-    return Policy(model, tokenizer, world.catalog, *settings, thinking=False)
-
-
-def pretrained(job: Job) -> Pretrained | None:
-    """The pretrained model of a job; None where its policies are small ones."""
-    return job.recipe.backbone if isinstance(job.recipe.backbone, Pretrained) else None
-
-
-def words_and_traces(job: Job) -> tuple[list[str], Traces]:
-    """The words that a small policy is to know, and what a policy is to think: the states of a reasoning world, words
-    of the SID tree, or those of a teacher.
-
-    A pretrained policy knows all words, and thinks in a teacher's sentences.
-    """
-    recipe, catalog, made = job.recipe, job.world.catalog, job.world.synthetic
-    if job.rationales is None and isinstance(made, ReasoningWorld):
-        return [*dict.fromkeys([*frequent_words(catalog, recipe.vocabulary), *chain(*made.words)])], made.traces
-    if pretrained(job) is not None:
-        if job.rationales is None:
-            return [], NodeDescriptors(catalog, recipe.words_per_block)
-        return [], RationaleTraces(read_rationales(job.rationales, catalog), catalog.num_levels)
-    words = frequent_words(catalog, recipe.vocabulary)
-    if job.rationales is None:
-        return words, NodeDescriptors(catalog, recipe.words_per_block, words)
-    rationales = read_rationales(job.rationales, catalog)
-    words = [*dict.fromkeys([*words, *common_words(rationales.values(), recipe.vocabulary)])]
-    return words, RationaleTraces(rationales, catalog.num_levels, recipe.words_per_block, words)
-
-
-def trace_leaks(job: Job, traces: Traces, most: int = 2000) -> dict[str, float]:
-    """What the blocks that stage 2 learns give away of their targets' titles (`leaks`), of so many training rows."""
-    rows = traces.rows(job.world.split.train).sample(most)
-    pairs = zip(rows.history, rows.target, strict=True)
-    texts = [" ".join(traces.of_row(history, target)) for history, target in pairs]
-    found = leaks(texts, [job.world.catalog.titles[target] for target in rows.target])
-    return {f"traces/{name}": value for name, value in found.items()}
-
-
-def stage2_rollouts(job: Job, policy: Policy, seed: int) -> pd.DataFrame:
-    """G rollouts of the stage-2 policy on validation prompts: which levels match. What advantages are computed from."""
-    evaluation, settings = job.recipe.evaluation, job.recipe.stage3
-    rows = job.world.split.valid.sample(evaluation.rollout_prompts)
-    generator = torch.Generator(policy.model.device).manual_seed(seed)
-    prompts, sids = policy.prompts(rows.history), []
-    count = settings.rollout_prompts or len(prompts)
-    for start in range(0, len(prompts), count):
-        batch = policy.encode(prompts[start : start + count])
-        rollouts = grouped_rollouts(
-            policy.model,
-            batch["input_ids"],
-            batch["attention_mask"],
-            policy.layout,
-            policy.trie,
-            settings.group_size,
-            block_budget=policy.block_budget,
-            temperature=settings.temperature,
-            generator=generator,
-            pad_id=policy.tokenizer.pad_token_id,
-        )
-        sids.append(rollouts.sids.cpu())
-    target = policy.catalog.sids[rows.target].repeat_interleave(settings.group_size, 0)
-    match = (torch.cat(sids) == target).long()
-    prompt, rollout, level = np.indices((len(rows), settings.group_size, policy.catalog.num_levels)).reshape(3, -1)
-    return pd.DataFrame({"prompt": prompt, "rollout": rollout, "level": level + 1, "match": match.flatten().numpy()})
-
-
-def measure_start(job: Job, seed: int, objectives: Sequence[str], batches: int) -> None:
-    """`measure_gradients` of a seed's stage-2 policy, those objectives that its folder does not have yet.
-
-    Raises:
-        InputError: a stage 2 that is not finished.
-    """
-    folder, settings = supervised_folder(job, seed, "stage2"), job.recipe.stage3
-    missing = unmeasured(folder, objectives, batches)
-    if not folder.finished:
-        raise InputError(f"{folder.path}: stage 2 is not finished, so its gradients cannot be measured.")
-    found = measure_gradients(
-        Policy.load(folder.policy, job.world.catalog),
-        job.world.split.train,
-        missing,
-        prompts=settings.prompts,
-        group_size=settings.group_size,
-        batches=batches,
-        seed=seed,
-        temperature=settings.temperature,
-        title=f"gradients seed {seed}",
-    )
-    path = folder.path / "gradients.csv"
-    parts = [others(pd.read_csv(path), found, ["objective"])] if path.is_file() else []
-    write_csv(pd.concat([*parts, found.assign(batches=batches)]), path)
-
-
-def unmeasured(folder: RunFolder, objectives: Sequence[str], batches: int) -> list[str]:
-    """Those of the objectives whose gradients a stage-2 folder does not have from so many batches."""
-    path = folder.path / "gradients.csv"
-    table = pd.read_csv(path) if path.is_file() else pd.DataFrame(columns=["objective", "batches"])
-    known = set(table.loc[table["batches"] >= batches, "objective"])
-    return [name for name in objectives if name not in known]
-
-
-def start_remark(exact: float, optimum: dict[str, float], items: int) -> str | None:
-    """What makes a start useless for comparing objectives, in a sentence; None for one that is neither.
-
-    Args:
-        exact: share of validation rows whose item the start names; `optimum` of the same rows, `items` of the world.
-    """
-    best = optimum["exact_match_greedy"]
-    if exact >= 0.95 * best:
-        return (
-            f"stage 2 names {exact:.1%} right, of at most {best:.1%}: it is at the optimum, nothing is left to learn."
-        )
-    if exact < 3 / items:
-        return (
-            f"stage 2 names {exact:.2%} right, and who guesses {1 / items:.2%}: it is at chance, where no objective "
-            f"hears anything. A longer stage 2 is the cure."
-        )
-    return None
-
-
-def sampled_matches(rollouts: pd.DataFrame) -> dict[str, float]:
-    """How often sampled completions are right: what the start of reinforcement learning can do."""
-    by_level = rollouts.pivot(index=["prompt", "rollout"], columns="level", values="match")
-    rates = {f"rollouts/match_level_{level}": float(rate) for level, rate in by_level.mean().items()}
-    return {"rollouts/exact": float(by_level.prod(axis=1).mean())} | rates
 
 
 def _recommender(job: Job, seed: int, system: str) -> RecR1 | R2ec | RecCoT:

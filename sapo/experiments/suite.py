@@ -31,11 +31,12 @@ from sapo.common.files import updating, write_csv
 from sapo.data.interactions import Rows, SplitName
 from sapo.errors import InputError
 from sapo.evaluation.evaluate import evaluate_ranking, places, ranking_metrics
+from sapo.experiments.folders import references_folder
 from sapo.experiments.pool import Crew, Task
 from sapo.experiments.recipes import QUICK, EvaluationConfig
 from sapo.experiments.run_folder import Job, RunFolder
 from sapo.experiments.runner import check_out, reference_ranks, run_ranks
-from sapo.experiments.stages import REFERENCES, references_folder, run_references
+from sapo.experiments.stages import REFERENCES, run_references
 from sapo.semantic_ids.config import TokenizerConfig
 from sapo.semantic_ids.tokenizer import ItemTokenizer
 from sapo.semantic_ids.vectors import item_texts
