@@ -8,9 +8,11 @@ import torch
 
 from sapo.credit.objectives import Objective
 from sapo.errors import InputError
-from sapo.lab.claims import CLAIMS, COLUMNS, _lost, _step_weight, ledger
+from sapo.lab.claims import CLAIMS, COLUMNS, ledger
+from sapo.lab.credit_claims import _step_weight
 from sapo.lab.exact import efficiency, expected_update, second_moment, silent_share, true_gradient
 from sapo.lab.findings import against_one
+from sapo.lab.goal_claims import _lost
 from sapo.lab.sweep import COLUMNS as CELL
 from sapo.lab.sweep import FEW, Sweep, sparse_world, sweep
 
@@ -117,7 +119,7 @@ def test_the_sweep_is_what_the_laboratory_says():
 
 def test_claims_of_the_laboratory_are_ratios_over_its_worlds(monkeypatch):
     """On two worlds a claim. The recorded rows are of eight."""
-    monkeypatch.setattr("sapo.lab.claims.WORLDS", range(2))
+    monkeypatch.setattr("sapo.lab.credit_claims.WORLDS", range(2))
     rows = ledger(RECORD, 5).set_index("experiment")
     ratio = 1.0
     for seed in range(2):

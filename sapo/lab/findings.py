@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from sapo.analysis.statistics import Interval
 
+PAPER, REVIEW, OURS = "SAPO (2605.17648)", "a review of the paper", "our question"
+
 
 @dataclass(frozen=True)
 class Finding:

@@ -15,9 +15,8 @@ from sapo.analysis.ranks import Ranks
 from sapo.analysis.results import WORLD, read_results
 from sapo.analysis.stability import best_rate, cells, gain_at_equal_kl
 from sapo.analysis.statistics import Difference, Interval, beyond_noise, seed_difference, seed_interval
-from sapo.lab.findings import Finding, as_share, finding
+from sapo.lab.findings import OURS, PAPER, REVIEW, Finding, as_share, finding
 
-PAPER, REVIEW, OURS = "SAPO (2605.17648)", "a review of the paper", "our question"
 METRIC, SHOWN = "ndcg@10", "NDCG@10"
 FEWEST_SEEDS = 3
 NAMES = {
