@@ -10,7 +10,8 @@ from test_experiments import TINY
 from torch.utils.flop_counter import FlopCounterMode
 
 from sapo import cli
-from sapo.decoding.shared_prefix import PromptCache, share_prompts
+from sapo.decoding.prompt_cache import PromptCache
+from sapo.decoding.shared_prefix import share_prompts
 from sapo.errors import InputError
 from sapo.experiments import measuring, recipes
 from sapo.experiments.planning import (

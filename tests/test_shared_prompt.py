@@ -23,8 +23,9 @@ from transformers import (
 from worlds import EOS, PAD, layout_for, random_prompts, random_sids, tiny_model
 
 from sapo.decoding.beam_search import constrained_beam_search
+from sapo.decoding.prompt_cache import PromptCache
 from sapo.decoding.sampling import beam_rollouts, grouped_rollouts
-from sapo.decoding.shared_prefix import PackedGroups, PromptCache, can_share_prompts, share_prompts, sharing_prompts
+from sapo.decoding.shared_prefix import PackedGroups, can_share_prompts, share_prompts, sharing_prompts
 from sapo.errors import InputError
 from sapo.semantic_ids.trie import SidTrie
 

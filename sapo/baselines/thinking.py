@@ -15,8 +15,9 @@ from sapo.baselines.fitting import Recommender
 from sapo.credit.loss import policy_loss
 from sapo.credit.objectives import OBJECTIVES
 from sapo.decoding.logprobs import completion_logps, end_ids
+from sapo.decoding.prompt_cache import PromptCache
 from sapo.decoding.sampling import Decoder
-from sapo.decoding.shared_prefix import PromptCache, sharing_prompts
+from sapo.decoding.shared_prefix import sharing_prompts
 from sapo.errors import InputError
 from sapo.policy.policy import Policy
 

@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sapo.decoding.shared_prefix import PromptCache, sharing_prompts
+from sapo.decoding.prompt_cache import PromptCache
+from sapo.decoding.shared_prefix import sharing_prompts
 from sapo.errors import BROKEN_WEIGHTS, InputError
 from sapo.semantic_ids.trie import SidTrie
 

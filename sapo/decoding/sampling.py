@@ -23,7 +23,8 @@ from torch import Tensor
 
 from sapo.decoding.beam_search import search_beams
 from sapo.decoding.layout import ReasoningLayout
-from sapo.decoding.shared_prefix import PromptCache, sharing_prompts
+from sapo.decoding.prompt_cache import PromptCache
+from sapo.decoding.shared_prefix import sharing_prompts
 from sapo.errors import BROKEN_WEIGHTS, InputError
 from sapo.semantic_ids.trie import SidTrie
 

@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sapo.decoding.beam_search import Beams
-from sapo.decoding.shared_prefix import PromptCache
+from sapo.decoding.prompt_cache import PromptCache
 from sapo.semantic_ids.trie import SidTrie
 
 if TYPE_CHECKING:

@@ -17,8 +17,9 @@ from sapo.data.catalog import Catalog
 from sapo.data.interactions import Split
 from sapo.decoding.beam_search import Beams, search_beams
 from sapo.decoding.layout import ReasoningLayout
+from sapo.decoding.prompt_cache import PromptCache
 from sapo.decoding.sampling import Decoder
-from sapo.decoding.shared_prefix import PromptCache, share_prompts
+from sapo.decoding.shared_prefix import share_prompts
 from sapo.errors import InputError
 from sapo.policy.chat import ChatWording
 from sapo.policy.contrast import CANDIDATES, contrast

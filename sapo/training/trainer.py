@@ -45,8 +45,9 @@ from sapo.data.interactions import Rows, Split
 from sapo.decoding.beam_search import search_beams
 from sapo.decoding.layout import ReasoningLayout
 from sapo.decoding.logprobs import completion_logps, end_ids, forced_tokens
+from sapo.decoding.prompt_cache import PromptCache
 from sapo.decoding.sampling import Rollouts, beam_rollouts, grouped_rollouts
-from sapo.decoding.shared_prefix import PackedGroups, PromptCache, share_prompts, sharing_prompts
+from sapo.decoding.shared_prefix import PackedGroups, share_prompts, sharing_prompts
 from sapo.errors import InputError
 from sapo.policy.policy import Policy
 from sapo.semantic_ids.trie import SidTrie
