@@ -14,10 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sapo.data import amazon
-from sapo.data.amazon import Filter, build, clean, first_of_pairs, k_core, read_products, read_reviews, sequences, urls
+from sapo.data.amazon import Filter, build, first_of_pairs, sequences, urls
 from sapo.data.catalog import Catalog
 from sapo.data.download import download
 from sapo.data.interactions import Interactions, chronological_pairs
+from sapo.data.preprocess import k_core
+from sapo.data.readers.amazon import clean, read_products, read_reviews
 from sapo.errors import InputError
 from sapo.semantic_ids.config import TokenizerConfig
 from sapo.semantic_ids.tokenizer import tokenize_folder

@@ -15,9 +15,9 @@ from test_policy import CATALOG, INTERACTIONS, make_policy
 from worlds import CLOSE, EOS, OPEN, PAD, layout_for
 
 from sapo.analysis.results import read_results
-from sapo.data.amazon import read_products, read_reviews
 from sapo.data.catalog import Catalog
 from sapo.data.interactions import Interactions
+from sapo.data.readers.amazon import read_products, read_reviews
 from sapo.errors import InputError
 from sapo.experiments.run_folder import read_runs
 from sapo.policy.ask import answer_lines
