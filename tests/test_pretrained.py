@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from test_experiments import TINY
 from test_sft import stub_looks
 
-from sapo import cli
+from sapo.cli.data import RowsForVerl
 from sapo.data.catalog import Catalog
 from sapo.data.interactions import Interactions
 from sapo.decoding.logprobs import completion_logps, end_ids, forced_tokens
@@ -175,7 +175,7 @@ def test_the_command_writes_rows_of_its_own_split_alone(make, tmp_path, capsys):
     split = world.split
     policy = Policy(model, tokenizer, Catalog.load(data), split.name, split.data_hash, 4, 5, chat=True)
     policy.save(tmp_path / "policy")
-    command = cli.RowsForVerl(data, tmp_path / "policy", tmp_path / "rows.parquet", "valid")
+    command = RowsForVerl(data, tmp_path / "policy", tmp_path / "rows.parquet", "valid")
     command()
     assert capsys.readouterr().out.strip() == str(tmp_path / "rows.parquet")
     assert len(pd.read_parquet(tmp_path / "rows.parquet")) == len(split.valid)
