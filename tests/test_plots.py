@@ -28,7 +28,7 @@ from sapo.analysis.style import (
     method_label,
     metric_label,
 )
-from sapo.credit.objectives import OBJECTIVES
+from sapo.credit.objectives import OBJECTIVES, Objective
 from sapo.errors import InputError
 from sapo.experiments.suite import BASELINES, FUSIONS
 from sapo.experiments.systems import SYSTEMS
@@ -65,11 +65,23 @@ def log(method: str, *curves: list[float], metric: str = "reward") -> pd.DataFra
 
 
 def test_every_objective_has_its_own_colour_and_name():
-    assert set(METHOD_COLORS) == set(METHOD_LABELS) >= set(OBJECTIVES)
+    assert len({*map(method_color, OBJECTIVES)}) == len({*map(method_label, OBJECTIVES)}) == len(OBJECTIVES)
+    assert set(METHOD_LABELS) <= set(METHOD_COLORS)
     assert {name.split()[0] for name in [*BASELINES, *FUSIONS, *SYSTEMS]} <= set(METHOD_COLORS)
     assert len(set(METHOD_COLORS.values())) == len(METHOD_COLORS)
     assert METHOD_COLORS["sapo"] == "#0173b2"
     assert METHOD_COLORS["grpo"] == "#de8f05"
+
+
+def test_an_objective_is_one_entry(monkeypatch):
+    """Its label stands in it, its colour follows from its name, and it is none that another method has."""
+    monkeypatch.setitem(OBJECTIVES, "mine", Objective("gated", "step", label="Mine"))
+    assert method_label("mine") == "Mine"
+    assert method_label("mine warm") == "Mine, warm"
+    assert method_color("mine") == method_color("mine warm")
+    assert method_color("mine") not in METHOD_COLORS.values()
+    monkeypatch.setitem(OBJECTIVES, "unnamed", Objective("gated", "step"))
+    assert method_label("unnamed") == "unnamed"
 
 
 def test_variants_and_unknown_methods():

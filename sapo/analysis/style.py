@@ -1,6 +1,7 @@
 """How figures look: one colour, label and line style a method everywhere."""
 
 import re
+import zlib
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -12,12 +13,10 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 
+from sapo.credit.objectives import OBJECTIVES
+
 COLUMN_WIDTH, FULL_WIDTH = 3.25, 6.75  # inches, of a two-column page
-
-
 _HUES = sns.color_palette("colorblind").as_hex()
-
-
 # Objectives have hues; what they are compared with (stages, counting, other people's numbers) is grey.
 METHOD_COLORS: dict[str, str] = {
     "sapo": _HUES[0],
@@ -72,33 +71,7 @@ METHOD_COLORS: dict[str, str] = {
     "published": "#3c3c3c",
     "optimum": "#000000",
 }
-
-
-METHOD_LABELS: dict[str, str] = {
-    "sapo": "SAPO (step-aligned)",
-    "grpo": "GRPO",
-    "grpo_graded": "GRPO, graded reward",
-    "grpo_step_reward": "GRPO, step reward",
-    "sapo_gated": "SAPO, gated",
-    "rank_grpo": "Rank-GRPO",
-    "gspo": "GSPO",
-    "dapo": "DAPO",
-    "sapo_outcome_reward": "SAPO, outcome reward",
-    "dr_grpo": "Dr. GRPO",
-    "sapo_sequence_mean": "SAPO, sequence mean",
-    "sapo_suffix": "SAPO, suffix",
-    "sapo_fallback": "SAPO where GRPO is silent",
-    "sapo_no_std": "SAPO, no std",
-    "sapo_batch_std": "SAPO, batch std",
-    "rlvr": "RLVR (PPO)",
-    "process_grpo": "Process GRPO",
-    "rloo": "RLOO",
-    "reinforce_plus_plus": "REINFORCE++-baseline",
-    "gdpo": "GDPO",
-    "vppo": "VPPO",
-    "sign": "Sign advantage",
-    "rank_reward": "Ranking reward",
-    "best_of_beam": "Best of beam",
+METHOD_LABELS: dict[str, str] = {  # of what is no objective; those say theirs themselves
     "stage2": "Stage 2 (no RL)",
     "stage2_no_thinking": "Stage 2, no thinking",
     "stage2_one_block": "Stage 2, one block",
@@ -129,9 +102,8 @@ METHOD_LABELS: dict[str, str] = {
 }
 
 
+SPARE_HUES = 36  # for objectives without a colour of their own
 REFERENCE_LINES = {"exact": "-.", "published": ":"}  # measured lines are solid, or dashed with one seed
-
-
 _STYLE: dict[Any, Any] = {
     "figure.figsize": (COLUMN_WIDTH, 2.2),
     "figure.dpi": 150,
@@ -176,17 +148,27 @@ def figure_style() -> AbstractContextManager[None]:
 
 
 def method_color(method: str) -> str:
-    """The colour of a method: a variant ("sapo no_kl") has its base's, an unknown method that of "published"."""
-    return METHOD_COLORS.get(method) or METHOD_COLORS.get(method.split(" ")[0], METHOD_COLORS["published"])
+    """The colour of a method: a variant ("sapo no_kl") has its base's, an objective without one a hue that its name
+    decides, any other method that of "published"."""
+    base = method.split(" ")[0]
+    if color := METHOD_COLORS.get(method) or METHOD_COLORS.get(base):
+        return color
+    if base in OBJECTIVES:
+        return str(sns.husl_palette(SPARE_HUES, l=0.5).as_hex()[zlib.crc32(base.encode()) % SPARE_HUES])
+    return METHOD_COLORS["published"]
 
 
 def method_label(method: str) -> str:
     """The name a method has in figures and tables: a variant of an objective gets its base's label and its suffix;
     everything else without a label keeps its own name."""
     base, _, variant = method.partition(" ")
-    if method in METHOD_LABELS or METHOD_LABELS.get(base, base) == base or variant.startswith("("):
-        return METHOD_LABELS.get(method, method)
-    return f"{METHOD_LABELS[base]}, {variant}"
+    if method in METHOD_LABELS or _own_label(base) == base or variant.startswith("("):
+        return _own_label(method)
+    return f"{_own_label(base)}, {variant}" if variant else _own_label(base)
+
+
+def _own_label(method: str) -> str:
+    return OBJECTIVES[method].label or method if method in OBJECTIVES else METHOD_LABELS.get(method, method)
 
 
 def metric_label(metric: str) -> str:

@@ -70,6 +70,7 @@ class Objective:
             which is part of their prompt and not trained; "thinking_only" trains no SID token; "kl_in_reward" takes the
             KL from every token's reward, not the loss; "outcome_first" gives every step the advantage of the exact
             match, and step credit, at half its size, only to groups whose exact matches are all alike.
+        label: its name in figures and tables; its key where empty.
         source: where the objective was published.
     """
 
@@ -83,6 +84,7 @@ class Objective:
     epsilon_high: float | int = 0.2
     beta: float | int = 0.0
     extras: tuple[str, ...] = ()
+    label: str = ""
     source: str = ""
 
     def __post_init__(self) -> None:
@@ -198,19 +200,37 @@ class Objective:
 
 
 OBJECTIVES: dict[str, Objective] = {
-    "grpo": Objective("exact", "trajectory", beta=1e-3, source="2402.03300"),
-    "grpo_graded": Objective("graded", "trajectory", beta=1e-3, extras=("valid_bonus",), source="2603.23183"),
-    "dr_grpo": Objective("exact", "trajectory", scale="none", average="constant", source="2503.20783"),
+    "grpo": Objective("exact", "trajectory", beta=1e-3, label="GRPO", source="2402.03300"),
+    "grpo_graded": Objective(
+        "graded", "trajectory", beta=1e-3, extras=("valid_bonus",), label="GRPO, graded reward", source="2603.23183"
+    ),
+    "dr_grpo": Objective(
+        "exact", "trajectory", scale="none", average="constant", label="Dr. GRPO", source="2503.20783"
+    ),
     "dapo": Objective(
-        "exact", "trajectory", average="token", epsilon_high=0.28, extras=("dynamic_sampling",), source="2503.14476"
+        "exact",
+        "trajectory",
+        average="token",
+        epsilon_high=0.28,
+        extras=("dynamic_sampling",),
+        label="DAPO",
+        source="2503.14476",
     ),
     # Its clip range is narrower than what one update moves: with two updates a batch about a fifth of all tokens are
     # clipped, nearly all in the second, so that its row there compares one update with the others' two.
-    "gspo": Objective("exact", "trajectory", ratio="sequence", epsilon=3e-4, epsilon_high=4e-4, source="2507.18071"),
+    "gspo": Objective(
+        "exact", "trajectory", ratio="sequence", epsilon=3e-4, epsilon_high=4e-4, label="GSPO", source="2507.18071"
+    ),
     # The paper, and TRL with beta 0.05, also take beta x log(policy / reference), summed over a completion, from its
     # reward. Here the reward is the exact match alone.
     "rloo": Objective(
-        "exact", "trajectory", baseline="leave_one_out", scale="none", ratio="sequence_sum", source="2402.14740"
+        "exact",
+        "trajectory",
+        baseline="leave_one_out",
+        scale="none",
+        ratio="sequence_sum",
+        label="RLOO",
+        source="2402.14740",
     ),
     "rlvr": Objective(
         *("verified", "token"),
@@ -219,53 +239,111 @@ OBJECTIVES: dict[str, Objective] = {
         average="token",
         beta=0.05,
         extras=("kl_in_reward",),
+        label="RLVR (PPO)",
         source="2411.15124",
     ),
     # REINFORCE++-baseline, the paper's variant for several completions a prompt: less the group's mean, over the
     # batch's std of what is left. Up to the 1e-4 beside the std these are the advantages of TRL's RLOO with
     # `normalize_advantages`, whose factor G / (G - 1) cancels. Both are over completions; verl whitens over their
     # tokens, the same where all have equally many. The paper also has a KL to the reference; here there is none.
-    "reinforce_plus_plus": Objective("exact", "trajectory", scale="batch_centred", source="2501.03262"),
+    "reinforce_plus_plus": Objective(
+        "exact", "trajectory", scale="batch_centred", label="REINFORCE++-baseline", source="2501.03262"
+    ),
     "gdpo": Objective(
-        "match", "trajectory", baseline="batch", scale="batch", extras=("per_level",), source="2601.05242"
+        "match", "trajectory", baseline="batch", scale="batch", extras=("per_level",), label="GDPO", source="2601.05242"
     ),
     "process_grpo": Objective(
-        "match", "step", beta=1e-3, extras=("across_steps", "suffix_advantages"), source="2402.03300"
+        "match",
+        "step",
+        beta=1e-3,
+        extras=("across_steps", "suffix_advantages"),
+        label="Process GRPO",
+        source="2402.03300",
     ),
     # MiniOneRec does not think: what its beams share is the prompt, and all have equally many tokens. So the thought
     # that they share here is not trained, and the step mean counts every beam's SID as K tokens, also where some are
     # forced: whatever prefix all beams share then gets the sum of their advantages, which is 0.
     "rank_reward": Objective(
-        "ranking", "trajectory", average="step", beta=1e-3, extras=("beam_rollouts",), source="2510.24431"
+        "ranking",
+        "trajectory",
+        average="step",
+        beta=1e-3,
+        extras=("beam_rollouts",),
+        label="Ranking reward",
+        source="2510.24431",
     ),
-    "best_of_beam": Objective("best_of_beam", "trajectory", beta=1e-3, extras=("thinking_only",), source="2510.11639"),
-    "sign": Objective("sign", "trajectory", baseline="none", scale="none", source="2601.18984, compared there"),
+    "best_of_beam": Objective(
+        "best_of_beam", "trajectory", beta=1e-3, extras=("thinking_only",), label="Best of beam", source="2510.11639"
+    ),
+    "sign": Objective(
+        "sign", "trajectory", baseline="none", scale="none", label="Sign advantage", source="2601.18984, compared there"
+    ),
     "vppo": Objective(
-        "first_error", "step", scale="none", average="step", extras=("across_steps",), source="2601.18984"
+        "first_error", "step", scale="none", average="step", extras=("across_steps",), label="VPPO", source="2601.18984"
     ),
     "rank_grpo": Objective(
-        "match", "step", ratio="step", average="step", epsilon=0.06, epsilon_high=0.08, beta=1e-3, source="2510.20150"
+        "match",
+        "step",
+        ratio="step",
+        average="step",
+        epsilon=0.06,
+        epsilon_high=0.08,
+        beta=1e-3,
+        label="Rank-GRPO",
+        source="2510.20150",
     ),
-    "sapo": Objective("match", "step", average="step", beta=1e-3, source="2605.17648"),
-    "sapo_gated": Objective("gated", "step", average="step", beta=1e-3, source="ours, after 2605.17648"),
+    "sapo": Objective("match", "step", average="step", beta=1e-3, label="SAPO (step-aligned)", source="2605.17648"),
+    "sapo_gated": Objective(
+        "gated", "step", average="step", beta=1e-3, label="SAPO, gated", source="ours, after 2605.17648"
+    ),
     "sapo_suffix": Objective(
-        "gated", "step", average="step", beta=1e-3, extras=("suffix_rewards",), source="ours, after 2605.17648"
+        "gated",
+        "step",
+        average="step",
+        beta=1e-3,
+        extras=("suffix_rewards",),
+        label="SAPO, suffix",
+        source="ours, after 2605.17648",
     ),
     # Step credit where the outcome is silent: it then cannot lead away from what is wanted where that is known.
     "sapo_fallback": Objective(
-        "match", "step", average="step", beta=1e-3, extras=("outcome_first",), source="ours, after 2605.17648"
+        "match",
+        "step",
+        average="step",
+        beta=1e-3,
+        extras=("outcome_first",),
+        label="SAPO where GRPO is silent",
+        source="ours, after 2605.17648",
     ),
     # SAPO's other scales. Without the std, a group counts by how much its rewards differ; a leave-one-out baseline
     # would give G / (G - 1) times the same. The batch's std puts the steps on one scale, but not the groups of a step.
     "sapo_no_std": Objective(
-        "match", "step", scale="none", average="step", beta=1e-3, source="ours, after 2605.17648 and 2503.20783"
+        "match",
+        "step",
+        scale="none",
+        average="step",
+        beta=1e-3,
+        label="SAPO, no std",
+        source="ours, after 2605.17648 and 2503.20783",
     ),
     "sapo_batch_std": Objective(
-        "match", "step", scale="batch", average="step", beta=1e-3, source="ours, after 2605.17648 and 2508.08221"
+        "match",
+        "step",
+        scale="batch",
+        average="step",
+        beta=1e-3,
+        label="SAPO, batch std",
+        source="ours, after 2605.17648 and 2508.08221",
     ),
     # The two remaining cells of the ablation: step reward without step advantage, and the other way round. With the
     # sequence mean, SAPO's credit stands without its weights; the outcome reward with that mean would be GRPO again.
-    "grpo_step_reward": Objective("match", "trajectory", beta=1e-3, source="2605.17648, ablation"),
-    "sapo_sequence_mean": Objective("match", "step", beta=1e-3, source="ours, after 2605.17648"),
-    "sapo_outcome_reward": Objective("exact", "step", average="step", beta=1e-3, source="2605.17648, ablation"),
+    "grpo_step_reward": Objective(
+        "match", "trajectory", beta=1e-3, label="GRPO, step reward", source="2605.17648, ablation"
+    ),
+    "sapo_sequence_mean": Objective(
+        "match", "step", beta=1e-3, label="SAPO, sequence mean", source="ours, after 2605.17648"
+    ),
+    "sapo_outcome_reward": Objective(
+        "exact", "step", average="step", beta=1e-3, label="SAPO, outcome reward", source="2605.17648, ablation"
+    ),
 }

@@ -37,7 +37,7 @@ def weights_digest(policy: str | Path) -> str | None:
 def objective_identity(name: str) -> dict[str, Any]:
     """All that decides what a registered objective does: its fields, and of a subclass its code too."""
     objective = OBJECTIVES[name]
-    fields = {field: value for field, value in asdict(objective).items() if field != "source"}
+    fields = {field: value for field, value in asdict(objective).items() if field not in ("label", "source")}
     described = {"name": name, **fields}
     for kind in type(objective).__mro__:
         if kind is Objective:
