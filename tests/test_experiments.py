@@ -183,7 +183,7 @@ def test_a_second_run_does_nothing(finished, monkeypatch):
     job, out, results = finished
     before = snapshot(out / "runs")
     for name in ("train_supervised_stage", "train_stage3", "run_references", "run_test"):
-        monkeypatch.setattr(experiments, name, lambda *arguments: pytest.fail("called again"))
+        monkeypatch.setattr(runner, name, lambda *arguments: pytest.fail("called again"))
     again = run(job, workers=1)
     assert snapshot(out / "runs") == before
     assert again.reset_index(drop=True).equals(results.reset_index(drop=True))
@@ -484,7 +484,7 @@ def test_publish_adds_to_the_record(finished, tmp_path):
     assert {"full/ndcg@5", "beams50/recall@1"} <= whole
     assert "valid/recall@10" in whole
     assert len(pd.read_csv(tmp_path / "rollouts.csv.gz")) == len(pd.read_csv(out / "rollouts.csv.gz"))
-    runs = pd.read_csv(tmp_path / "run_folder.csv")  # where each number's run is told of, and no other run
+    runs = pd.read_csv(tmp_path / "runs.csv")  # where each number's run is told of, and no other run
     assert {Path(run).name for run in runs["run"]} == set(read_results(out / "results.csv")["run"])
     assert runs[["started", "hardware", "identity"]].notna().all(axis=None)
     with pytest.raises(InputError, match=r"holds no results\.csv"):
