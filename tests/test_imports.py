@@ -122,6 +122,17 @@ def test_imports_run_downwards(room: str):
     assert not wrong
 
 
+def test_the_picture_of_the_house_is_the_code():
+    text = (ROOT / "docs" / "architecture.md").read_text("utf-8")
+    picture = text.split("```")[1]
+    floors: dict[int, set[str]] = {}
+    for line in picture.strip("\n").splitlines():
+        if line[:2].strip():
+            floor = int(line[:2])
+        floors.setdefault(floor, set()).add(line[4:].split()[0])
+    assert floors == {len(FLOORS) - number: set(rooms) for number, rooms in enumerate(FLOORS)}
+
+
 def test_no_circle_within_a_room():
     """Names that type checkers alone import are no arrows."""
     arrows = {

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import tyro
 
+import sapo
 from sapo.cli.ask import Evaluate, Recommend
 from sapo.cli.data import Data
 from sapo.cli.plan import Plan
@@ -32,6 +33,9 @@ def main() -> None:
     """Run a command; a mistake in the input is one message on stderr and exit code 1."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # where the terminal's alphabet lacks a sign, as on stderr
+    if sys.argv[1:] == ["--version"]:
+        print(f"sapo {sapo.__version__}")
+        return
     try:
         tyro.cli(Command, prog="sapo", description="Step-Aligned Policy Optimization for recommenders that think.")()
     except (InputError, FloatingPointError) as error:
