@@ -39,45 +39,9 @@ def step_advantages(
     Raises:
         InputError: group_size below 2 or not a divisor of B; an unknown scale or baseline.
     """
-    values = step_rewards.to(torch.promote_types(step_rewards.dtype, torch.float32))
-    batch, steps = values.shape
-    if group_size < 2:
-        raise InputError(
-            f"group_size is {group_size}: a group-relative advantage needs at least 2 completions a prompt."
-        )
-    if batch % group_size:
-        raise InputError(f"group_size {group_size} does not divide the batch of {batch} completions into whole groups.")
-    # (prompts, group, columns): one column a step, or one for all steps together
-    groups = values.reshape((-1, group_size * steps, 1) if across_steps else (-1, group_size, steps))
-    compared = (0, 1) if baseline == "batch" else 1
-    no_spread = groups.amax(compared, keepdim=True) == groups.amin(compared, keepdim=True)
-
-    if baseline == "group":
-        centred = groups - groups.mean(1, keepdim=True)
-    elif baseline == "leave_one_out":
-        members = groups.shape[1]
-        centred = (groups - groups.mean(1, keepdim=True)) * (members / (members - 1))
-    elif baseline == "batch":
-        centred = groups - groups.mean((0, 1), keepdim=True)
-    elif baseline == "none":
-        centred = groups
-    else:
-        raise InputError(f"baseline is {baseline!r}: use 'group', 'leave_one_out', 'batch' or 'none'.")
-
-    if baseline != "none":
-        centred = centred.masked_fill(no_spread, 0.0)
-
-    if scale == "group":
-        scaled = centred / (groups.std(1, keepdim=True) + STD_EPSILON)
-    elif scale == "batch":
-        scaled = centred / (groups.flatten(0, 1).std(0) + STD_EPSILON)
-    elif scale == "batch_centred":
-        scaled = centred / (centred.flatten(0, 1).std(0) + STD_EPSILON)
-    elif scale == "none":
-        scaled = centred
-    else:
-        raise InputError(f"scale is {scale!r}: use 'group', 'batch', 'batch_centred' or 'none'.")
-    return scaled.reshape(batch, steps)
+    groups = _groups(step_rewards, group_size, across_steps)  # (prompts, G, K)
+    centred = _less_baseline(groups, baseline)
+    return (centred / _divisor(groups, centred, scale)).reshape(step_rewards.shape)
 
 
 def trajectory_advantages(
@@ -85,6 +49,45 @@ def trajectory_advantages(
 ) -> Float[Tensor, "B"]:
     """A_i, one scalar a completion: the same with a single step (GRPO, arXiv 2402.03300)."""
     return step_advantages(rewards[:, None], group_size, scale, baseline)[:, 0]
+
+
+def _groups(rewards: Float[Tensor, "B K"], group_size: int, across_steps: bool) -> Float[Tensor, "N G C"]:
+    """In at least float32; a column a step, or one for all steps together."""
+    batch, steps = rewards.shape
+    if group_size < 2:
+        raise InputError(
+            f"group_size is {group_size}: a group-relative advantage needs at least 2 completions a prompt."
+        )
+    if batch % group_size:
+        raise InputError(f"group_size {group_size} does not divide the batch of {batch} completions into whole groups.")
+    values = rewards.to(torch.promote_types(rewards.dtype, torch.float32))
+    return values.reshape((-1, group_size * steps, 1) if across_steps else (-1, group_size, steps))
+
+
+def _less_baseline(groups: Float[Tensor, "N G C"], baseline: str) -> Float[Tensor, "N G C"]:
+    if baseline == "none":
+        return groups
+    if baseline not in ("group", "leave_one_out", "batch"):
+        raise InputError(f"baseline is {baseline!r}: use 'group', 'leave_one_out', 'batch' or 'none'.")
+    compared = (0, 1) if baseline == "batch" else 1
+    centred = groups - groups.mean(compared, keepdim=True)
+    if baseline == "leave_one_out":
+        members = groups.shape[1]
+        centred = centred * (members / (members - 1))
+    no_spread = groups.amax(compared, keepdim=True) == groups.amin(compared, keepdim=True)
+    return centred.masked_fill(no_spread, 0.0)
+
+
+def _divisor(
+    groups: Float[Tensor, "N G C"], centred: Float[Tensor, "N G C"], scale: str
+) -> Float[Tensor, "..."] | float:
+    if scale == "none":
+        return 1.0
+    if scale not in ("group", "batch", "batch_centred"):
+        raise InputError(f"scale is {scale!r}: use 'group', 'batch', 'batch_centred' or 'none'.")
+    if scale == "group":
+        return groups.std(1, keepdim=True) + STD_EPSILON
+    return (centred if scale == "batch_centred" else groups).flatten(0, 1).std(0) + STD_EPSILON
 
 
 def zero_variance(advantages: Float[Tensor, "B C"], group_size: int) -> Bool[Tensor, "B C"]:
