@@ -67,9 +67,7 @@ def test_the_goals_directions_are_unbiased_gradients(policy, goal):
     probs, found = probs.detach(), torch.zeros_like(expected)
     for pair in itertools.product(range(6), repeat=2):
         group = Rollouts(*(part[list(pair)] for part in rollouts))
-        direction = gradients._direction(
-            policy, prompt["input_ids"], prompt["attention_mask"], group, target.expand(2, -1), GOALS[goal], 1.0
-        )
+        direction = gradients._direction(policy, prompt, group, target.expand(2, -1), GOALS[goal], 1.0)
         found += probs[list(pair)].prod() * direction
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
 
@@ -82,9 +80,7 @@ def test_an_objectives_direction_is_that_of_its_advantages(policy):
     some = Rollouts(*(part[[0, 2, 3]] for part in rollouts))
     match = (some.sids == target).float()
     advantages = (match - match.mean(0)) / (match.std(0) + 1e-4)
-    found = gradients._direction(
-        policy, prompt["input_ids"], prompt["attention_mask"], some, target, OBJECTIVES["sapo"], 1.0
-    )
+    found = gradients._direction(policy, prompt, some, target, OBJECTIVES["sapo"], 1.0)
     read = torch.cat([prompt["input_ids"].expand(3, -1), some.completion_ids], 1)
     logits = policy.model(input_ids=read, attention_mask=torch.ones_like(read)).logits[:, -3:-1]
     loss = torch.zeros(())

@@ -4,9 +4,8 @@ import pandas as pd
 import torch
 
 from sapo.decoding.layout import ReasoningLayout
-from sapo.decoding.logprobs import completion_logps, end_ids
-from sapo.decoding.sampling import Rollouts, grouped_rollouts
-from sapo.decoding.shared_prefix import PackedGroups, sharing_prompts
+from sapo.decoding.sampling import Rollouts
+from sapo.decoding.shared_prefix import sharing_prompts
 from sapo.policy.policy import Policy
 
 
@@ -30,39 +29,10 @@ def allowed_mass(
         prompts: as `Policy.prompts` writes them; all are read at once.
         temperature: of sampling and of both softmaxes.
     """
-    batch, pad_id = policy.encode(prompts), policy.tokenizer.pad_token_id
-    rollouts = grouped_rollouts(
-        policy.model,
-        batch["input_ids"],
-        batch["attention_mask"],
-        policy.layout,
-        policy.trie,
-        group_size,
-        block_budget=policy.block_budget,
-        min_block_tokens=policy.min_block_tokens,
-        temperature=temperature,
-        generator=generator,
-        pad_id=pad_id,
-    )
-    written = rollouts.completion_mask
+    batch = policy.encode(prompts)
+    rollouts = policy.sample(batch, group_size, generator, temperature)
     with sharing_prompts(policy.model):
-        packed = PackedGroups(batch["input_ids"], batch["attention_mask"].bool(), rollouts.completion_ids, written)
-        logits = packed.logits(policy.model, packed.predictor[rollouts.sampled])
-    allowed, full = (
-        completion_logps(
-            logits,
-            rollouts.completion_ids,
-            rollouts.sampled,
-            policy.layout,
-            policy.trie,
-            pad_id=pad_id,
-            eos_ids=end_ids(policy.model),
-            min_block_tokens=policy.min_block_tokens,
-            temperature=temperature,
-            sid_logps=over,
-        )
-        for over in ("trie", "full")
-    )
+        allowed, full = (policy.logps(batch, rollouts, temperature, over) for over in ("trie", "full"))
     return _by_kind((full - allowed).exp(), rollouts, policy.layout)
 
 

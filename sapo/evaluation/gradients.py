@@ -12,6 +12,7 @@ Batches are independent, so E[g] . grad J is the mean of g_b . h_c over batches 
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -23,11 +24,12 @@ from sapo.common.progress import progress_bar
 from sapo.credit.loss import policy_loss
 from sapo.credit.objectives import OBJECTIVES, Objective
 from sapo.data.interactions import Rows
-from sapo.decoding.logprobs import completion_logps, end_ids
-from sapo.decoding.sampling import Rollouts, grouped_rollouts
-from sapo.decoding.shared_prefix import PackedGroups
+from sapo.decoding.sampling import Rollouts
 from sapo.errors import InputError
 from sapo.policy.policy import Policy
+
+if TYPE_CHECKING:
+    from transformers import BatchEncoding
 
 EXACT = Objective("exact", "trajectory", baseline="leave_one_out", scale="none", average="constant")
 GOALS = {"exact": EXACT, "match": replace(EXACT, reward="match")}  # whose gradients are unbiased ones of their rewards
@@ -98,21 +100,9 @@ def measure_gradients(
     for _ in progress_bar(title, range(batches)):
         drawn = rows.take(rng.integers(len(rows), size=prompts).tolist())
         encoded = policy.encode(policy.prompts(drawn.history))
-        prompt = encoded["input_ids"], encoded["attention_mask"]
-        rollouts = grouped_rollouts(
-            policy.model,
-            *prompt,
-            policy.layout,
-            policy.trie,
-            group_size,
-            block_budget=policy.block_budget,
-            min_block_tokens=policy.min_block_tokens,
-            temperature=temperature,
-            generator=generator,
-            pad_id=policy.tokenizer.pad_token_id,
-        )
+        rollouts = policy.sample(encoded, group_size, generator, temperature)
         target = policy.catalog.sids[drawn.target].repeat_interleave(group_size, 0).to(rollouts.sids.device)
-        of = lambda objective: _direction(policy, *prompt, rollouts, target, objective, temperature)  # noqa: B023, E731
+        of = lambda objective: _direction(policy, encoded, rollouts, target, objective, temperature)  # noqa: B023, E731
         towards = {goal: of(objective) for goal, objective in GOALS.items()}
         for goal, gradient in towards.items():
             goals[goal].add(gradient, {})
@@ -128,8 +118,7 @@ def measure_gradients(
 
 def _direction(
     policy: Policy,
-    prompt_ids: Tensor,
-    prompt_mask: Tensor,
+    prompts: "BatchEncoding",
     rollouts: Rollouts,
     target: Tensor,
     objective: Objective,
@@ -137,25 +126,14 @@ def _direction(
 ) -> Float[Tensor, "P"]:
     """Minus the gradient of an objective's loss at the policy that sampled the rollouts."""
     layout, trie, written = policy.layout, policy.trie, rollouts.completion_mask
-    group_size = len(written) // len(prompt_ids)
+    group_size = len(written) // len(prompts["input_ids"])
     rewards = objective.rewards(rollouts.sids, target, trie.contains(rollouts.sids), group_size)
     steps = layout.token_steps(rollouts.completion_ids).masked_fill(~written, -1)
     credit = objective.to_tokens(objective.advantages(rewards, group_size), steps)
     trained = rollouts.sampled
     if "thinking_only" in objective.extras:
         trained = trained & layout.read(rollouts.completion_ids).in_block
-    packed = PackedGroups(prompt_ids, prompt_mask.bool(), rollouts.completion_ids, written)
-    logps = completion_logps(
-        packed.logits(policy.model, packed.predictor[rollouts.sampled]),
-        rollouts.completion_ids,
-        rollouts.sampled,
-        layout,
-        trie,
-        pad_id=policy.tokenizer.pad_token_id,
-        eos_ids=end_ids(policy.model),
-        temperature=temperature,
-        min_block_tokens=policy.min_block_tokens,
-    )
+    logps = policy.logps(prompts, rollouts, temperature)
     loss = policy_loss(
         objective, logps, logps.detach(), credit, steps, trained, num_steps=layout.num_steps, beta=0.0, max_length=1
     ).loss

@@ -10,7 +10,6 @@ import torch
 from sapo.analysis.results import others
 from sapo.common.files import write_csv
 from sapo.data.reasoning import ReasoningWorld
-from sapo.decoding.sampling import grouped_rollouts
 from sapo.errors import InputError
 from sapo.evaluation.allowed_mass import allowed_mass
 from sapo.evaluation.gradients import measure_gradients
@@ -87,18 +86,7 @@ def stage2_rollouts(job: Job, policy: Policy, seed: int) -> pd.DataFrame:
     count = settings.rollout_prompts or len(prompts)
     for start in range(0, len(prompts), count):
         batch = policy.encode(prompts[start : start + count])
-        rollouts = grouped_rollouts(
-            policy.model,
-            batch["input_ids"],
-            batch["attention_mask"],
-            policy.layout,
-            policy.trie,
-            settings.group_size,
-            block_budget=policy.block_budget,
-            temperature=settings.temperature,
-            generator=generator,
-            pad_id=policy.tokenizer.pad_token_id,
-        )
+        rollouts = policy.sample(batch, settings.group_size, generator, settings.temperature)
         sids.append(rollouts.sids.cpu())
     target = policy.catalog.sids[rows.target].repeat_interleave(settings.group_size, 0)
     match = (torch.cat(sids) == target).long()

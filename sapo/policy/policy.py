@@ -17,9 +17,10 @@ from sapo.data.catalog import Catalog
 from sapo.data.interactions import Split
 from sapo.decoding.beam_search import Beams, search_beams
 from sapo.decoding.layout import ReasoningLayout
+from sapo.decoding.logprobs import completion_logps, end_ids
 from sapo.decoding.prompt_cache import PromptCache
-from sapo.decoding.sampling import Decoder
-from sapo.decoding.shared_prefix import share_prompts
+from sapo.decoding.sampling import Decoder, Rollouts, grouped_rollouts
+from sapo.decoding.shared_prefix import PackedGroups, share_prompts
 from sapo.errors import InputError
 from sapo.policy.chat import ChatWording
 from sapo.policy.contrast import CANDIDATES, contrast
@@ -108,6 +109,47 @@ class Policy:
             list(texts), return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False
         )
         return batch.to(self.model.device)
+
+    def sample(
+        self, prompts: "BatchEncoding", group_size: int, generator: torch.Generator, temperature: float = 1.0
+    ) -> Rollouts:
+        """`group_size` completions of each of the encoded prompts, as the policy was trained to write them."""
+        return grouped_rollouts(
+            self.model,
+            prompts["input_ids"],
+            prompts["attention_mask"],
+            self.layout,
+            self.trie,
+            group_size,
+            block_budget=self.block_budget,
+            min_block_tokens=self.min_block_tokens,
+            temperature=temperature,
+            generator=generator,
+            pad_id=self.tokenizer.pad_token_id,
+        )
+
+    def logps(
+        self,
+        prompts: "BatchEncoding",
+        rollouts: Rollouts,
+        temperature: float = 1.0,
+        sid_logps: Literal["trie", "full"] = "trie",
+    ) -> Float[Tensor, "M T"]:
+        """Log-probabilities of the sampled tokens of its rollouts, with a graph if gradients are on; 0 elsewhere."""
+        ids, written = rollouts.completion_ids, rollouts.completion_mask
+        packed = PackedGroups(prompts["input_ids"], prompts["attention_mask"].bool(), ids, written)
+        return completion_logps(
+            packed.logits(self.model, packed.predictor[rollouts.sampled]),
+            ids,
+            rollouts.sampled,
+            self.layout,
+            self.trie,
+            pad_id=self.tokenizer.pad_token_id,
+            eos_ids=end_ids(self.model),
+            temperature=temperature,
+            min_block_tokens=self.min_block_tokens,
+            sid_logps=sid_logps,
+        )
 
     def check_split(self, split: Split) -> None:
         """Refuse a split that this policy was not trained for: its test targets may be among the training targets.
