@@ -5,6 +5,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from sapo.semantic_ids.trie import SidTrie
 
 ROUNDS, MOST_ROUNDS, ENOUGH = 5, 15, 3.0  # calls of each side, and seconds of all after which no more are made
 Row = dict[str, Any]
+Calls = dict[str, Callable[[], Any]]
 
 
 def measure(
@@ -84,7 +86,7 @@ def with_steps(world: World, values: tuple[int, ...], words: int = 4) -> Iterato
         grown = replace_sizes(world, steps=value, new_tokens=value * words, codes=64, levels=value)
         case, setup = update_case(grown), f"{in_prompts(grown)}, G = {grown.sizes.group_size}, {words} words a step"
         yield from labelled("steps K", value, case.what, setup, measure(grown, both(case)))
-        rollouts = {"ours": lambda grown=grown, value=value: sample(grown, value)}
+        rollouts: Calls = {"ours": partial(sample, grown, value)}
         yield from labelled("steps K", value, "sampling rollouts", setup, measure(grown, rollouts))
 
 
@@ -108,16 +110,16 @@ def with_items(
         yield from labelled("items", value, "beam search", setup, measure(grown, {"ours": case.ours}))
         sids, sizes = world.sids(value, levels), (world.sizes.codes,) * levels
         setup = f"{levels} levels of {world.sizes.codes} codes"
-        calls: dict[str, Callable[[], Any]] = {"ours": lambda sids=sids, sizes=sizes: SidTrie(sids, sizes)}
+        calls: Calls = {"ours": partial(SidTrie, sids, sizes)}
         if value <= longest:
-            calls["dict of sets"] = lambda sids=sids: dict_of_sets(sids)
+            calls["dict of sets"] = partial(dict_of_sets, sids)
         trie = SidTrie(sids, sizes)
         for of in labelled("items", value, "trie build", setup, measure(world, calls, tensors=False)):
             # what stays is what counts here, and Python's own objects are no tensors
             yield of | {"peak_bytes": trie.num_bytes if of["who"] == "ours" else None}
         trie = trie.to(world.device)
         asked = sids[:10_000, :-1].contiguous().to(world.device)
-        allowed = {"ours": lambda trie=trie, asked=asked: trie.allowed(asked)}
+        allowed: Calls = {"ours": partial(trie.allowed, asked)}
         yield from labelled("items", value, "trie allowed", setup, measure(world, allowed, tensors=False))
 
 
@@ -128,7 +130,7 @@ def with_requests(world: World, values: tuple[int, ...], shown: int = 10) -> Ite
     histories = [[titles[(row * shown + item) % len(titles)] for item in range(shown)] for row in range(max(values))]
     setup = f"histories of {shown} titles, {sizes.levels} blocks of {policy.block_budget} words, {sizes.items:,} items"
     for value in values:
-        calls = {"ours": lambda value=value: ask(policy, histories[:value])}
+        calls: Calls = {"ours": partial(ask, policy, histories[:value])}
         yield from labelled("requests", value, "asking for ten items", setup, measure(world, calls, rounds=15))
 
 
@@ -177,10 +179,10 @@ def all_growth(world: World, parent: Path, quick: bool = False) -> Iterator[Row]
     few = replace_sizes(world, prompts=max(2, world.sizes.prompts // 4))
     yield from whole_steps(world, parent)
     torch.manual_seed(0)
-    some = slice(0, 2) if quick else slice(None)
-    yield from with_group_size(world, (4, 8, 16, 32, 64)[some])
-    yield from with_prompt(few, (32, 64, 128, 256, 512)[some])
-    yield from with_steps(few, (2, 3, 4, 6, 8)[some])
-    yield from with_beams(world, (1, 5, 10, 20, 50, 100)[some])
-    yield from with_requests(replace_sizes(world), (1, 4, 16, 64)[some])
-    yield from with_items(world, (1_000, 10_000, 100_000, 1_000_000, 10_000_000)[some])
+    most = 2 if quick else None
+    yield from with_group_size(world, (4, 8, 16, 32, 64)[:most])
+    yield from with_prompt(few, (32, 64, 128, 256, 512)[:most])
+    yield from with_steps(few, (2, 3, 4, 6, 8)[:most])
+    yield from with_beams(world, (1, 5, 10, 20, 50, 100)[:most])
+    yield from with_requests(replace_sizes(world), (1, 4, 16, 64)[:most])
+    yield from with_items(world, (1_000, 10_000, 100_000, 1_000_000, 10_000_000)[:most])

@@ -446,7 +446,7 @@ def training_case(world: World, parent: Path) -> Case:
 
     def equal() -> bool:
         # Adam would make whole steps of gradients that are nothing but rounding
-        options = {"optim": "sgd", "learning_rate": 10.0, "rollout_func": fixed}
+        options: dict[str, Any] = {"optim": "sgd", "learning_rate": 10.0, "rollout_func": fixed}
         before = torch.cat([parameter.detach().flatten() for parameter in world.model.parameters()])
         ours = parameters(trainers.ours("grpo", targets, sid_logps="full", **options))
         theirs = parameters(trainers.theirs(targets, **options))

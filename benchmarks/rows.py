@@ -75,12 +75,13 @@ def run(case: Case, world: World, rounds: int) -> Measured:
     else:
         case.ours()
         case.theirs()
-    ours, theirs = [], []
+    ours: list[float] = []
+    theirs: list[float] = []
     while len(ours) < rounds or (len(ours) < 5 * rounds and max(theirs) < 0.5):
         ours.append(seconds(case.ours))
         theirs.append(seconds(case.theirs))
     mine, other = statistics.median(ours), statistics.median(theirs)
-    return Measured(Result(case.what, case.against, other / mine, mine, other, equal), *memory, rounds=len(ours))
+    return Measured(Result(case.what, case.against, other / mine, mine, other, equal), memory[0], memory[1], len(ours))
 
 
 def run_alone(world: World, parent: Path, number: int, rounds: int) -> Measured:

@@ -11,7 +11,8 @@ def main(record: Record) -> list[Page]:
     worlds = trained(record.worlds(CONTROL))
     if not worlds:
         return []
-    blocks, figures = [], []
+    blocks: list[str] = []
+    figures: list[str] = []
     for world, rows in worlds:
         of_this = drawn(record, world, rows, FIGURES) if world.preset == "quick" else ()
         blocks += section(record, world, rows, of_this)

@@ -98,7 +98,8 @@ def main(record: Record) -> list[Page]:
         return []
     names = headings(worlds)
     table, said = pairs(record, worlds)
-    figures, pictures, silent, rewards = [], [], [], []
+    figures: list[str] = []
+    pictures, silent, rewards = [], [], []
     for name, (world, rows) in zip(names, worlds, strict=True):
         of_this = drawn(record, world, rows, FIGURES)
         figures += of_this

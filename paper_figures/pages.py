@@ -66,8 +66,7 @@ class World:
     @property
     def axes(self) -> tuple[str, ...]:
         """The axes of the study that train in it."""
-        recipe = self.dataset, self.preset
-        return tuple(name for name, axis in AXES.items() if recipe in {(r.world.name, r.preset) for r in axis.recipes})
+        return tuple(name for name, axis in AXES.items() if (self.dataset, self.preset) in axis.places)
 
     @property
     def command(self) -> str:
@@ -233,9 +232,9 @@ class Scores:
         differences = (self.values[one] - self.values[other]).dropna().to_numpy(float)
         if not len(differences):
             return None
-        keys = [(self.world.dataset, self.world.split, self.world.preset, name) for name in (one, other)]
-        if len(differences) > 1 and all(self.ranks.holds(key, self.metric) for key in keys):
-            return self.ranks.gain(*keys, self.metric)
+        ours, theirs = ((self.world.dataset, self.world.split, self.world.preset, name) for name in (one, other))
+        if len(differences) > 1 and all(self.ranks.holds(key, self.metric) for key in (ours, theirs)):
+            return self.ranks.gain(ours, theirs, self.metric)
         return seed_difference(differences)
 
     def gains(self, pairs: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Difference]:

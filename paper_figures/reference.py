@@ -163,12 +163,12 @@ def recommenders() -> str:
         InputError: a recommender without its line above.
     """
     lines = [
-        _recommender(name, *_of(RECOMMENDERS, name), SOURCES.get(name) or _source(baseline.model))
+        _recommender(name, _of(RECOMMENDERS, name), SOURCES.get(name) or _source(baseline.model))
         for name, baseline in BASELINES.items()
     ]
     for name, parts in FUSIONS.items():
         how, differs, test = FUSION
-        lines.append(_recommender(name, f"{how} of {', '.join(parts)}", differs, test, "SIGIR 2009"))
+        lines.append(_recommender(name, (f"{how} of {', '.join(parts)}", differs, test), "SIGIR 2009"))
     return markdown_table(pd.DataFrame(lines))
 
 
@@ -191,7 +191,8 @@ def systems() -> str:
     return markdown_table(pd.DataFrame(lines))
 
 
-def _recommender(name: str, how: str, differs: str, test: str, source: str) -> dict[str, str]:
+def _recommender(name: str, words: tuple[str, str, str], source: str) -> dict[str, str]:
+    how, differs, test = words
     return {
         "`sapo baselines`": f"`{name}`",
         "what is particular": how,

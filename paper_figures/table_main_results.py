@@ -64,8 +64,10 @@ def paired_notes(results: pd.DataFrame, ranks: Ranks | None = None) -> list[str]
     seeds: dict[tuple[str, ...], int] = {}
     for (*world, metric), values in difference.groupby([*ONE_WORLD, "metric"]):
         one, other = (*world, "sapo"), (*world, "grpo")
-        known = ranks is not None and all(ranks.holds(method, metric) for method in (one, other))
-        found[*world, metric] = ranks.gain(one, other, metric) if known else seed_interval(values.to_numpy(dtype=float))
+        if ranks is not None and all(ranks.holds(method, metric) for method in (one, other)):
+            found[*world, metric] = ranks.gain(one, other, metric)
+        else:
+            found[*world, metric] = seed_interval(values.to_numpy(dtype=float))
         seeds[tuple(world)] = max(len(values), seeds.get(tuple(world), 0))
     tested = {key: gain.p_value for key, gain in found.items() if isinstance(gain, Difference) and gain.seeds > 1}
     beyond = {key for key, is_beyond in zip(tested, beyond_noise(list(tested.values())), strict=True) if is_beyond}

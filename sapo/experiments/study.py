@@ -65,6 +65,12 @@ class Axis:
     recipes: tuple[Recipe, ...]
 
     @property
+    def places(self) -> set[tuple[str, str]]:
+        """Data set and preset of each recipe."""
+        worlds = ((recipe.world, recipe.preset) for recipe in self.recipes)
+        return {(world.name, preset) for world, preset in worlds if isinstance(world, ReasoningConfig)}
+
+    @property
     def methods(self) -> tuple[str, ...]:
         """The objectives that it trains."""
         return tuple(dict.fromkeys(name for recipe in self.recipes for name in recipe.objectives + recipe.ablations))
