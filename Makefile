@@ -10,7 +10,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce results test test-verl bench lint notebooks clean
+.PHONY: help reproduce results test test-fast coverage test-verl bench lint notebooks clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,9 +23,17 @@ results: $(INSTALLED) ## docs/results and the generated blocks of README.md and 
 	MPLBACKEND=Agg $(BIN)/python paper_figures/make_pages.py
 
 # One thread a worker: more only fight over the cores. No test needs the network.
-test: $(INSTALLED) ## all tests, with the coverage of sapo/ (PYTEST_WORKERS=2)
-	SAPO_FAST=1 OMP_NUM_THREADS=1 MPLBACKEND=Agg HF_HUB_OFFLINE=1 \
-		$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist worksteal --cov=sapo --cov-report=term
+RUN_TESTS = SAPO_FAST=1 OMP_NUM_THREADS=1 MPLBACKEND=Agg HF_HUB_OFFLINE=1 \
+	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist worksteal
+
+test: $(INSTALLED) ## all tests (PYTEST_WORKERS=2)
+	$(RUN_TESTS)
+
+test-fast: $(INSTALLED) ## the tests that take no training: a minute or two
+	$(RUN_TESTS) -q -m "not slow"
+
+coverage: $(INSTALLED) ## all tests, and which lines of sapo/ they reach
+	$(RUN_TESTS) --cov=sapo --cov-report=term
 
 # torch alone first: what is built on it would bring another one.
 test-verl: ## the tests of sapo.integrations.verl, in an environment of their own (.venv-verl)

@@ -8,6 +8,11 @@ import pytest
 from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parent.parent
+# Files that train, draw everything, or start processes: `make test-fast` leaves them out.
+SLOW = {
+    *("benchmarks", "claims", "cli", "experiments", "faults", "fig_theory", "fuzz", "notebooks", "paper_figures"),
+    *("planning", "pretrained", "processes", "rearec", "sequence", "sft", "suite", "tiger", "tokenizers", "trainer"),
+}
 
 os.environ |= {"no_proxy": "127.0.0.1,localhost", "NO_PROXY": "127.0.0.1,localhost"}  # servers of tests are here
 settings.register_profile("patient", deadline=None)  # a slow disk is no mistake
@@ -29,3 +34,9 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("no ../shared/data beside the checkout")
     return folder
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.stem.removeprefix("test_") in SLOW:
+            item.add_marker("slow")
