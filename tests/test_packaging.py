@@ -1,5 +1,6 @@
 """The files around the code agree with each other, and what is built from them is whole."""
 
+import ast
 import os
 import re
 import shutil
@@ -37,6 +38,21 @@ def our_files() -> list[Path]:
     except (OSError, subprocess.CalledProcessError) as error:
         pytest.skip(f"git does not list this folder's files ({error})")
     return [ROOT / name for name in names if (ROOT / name).is_file()]  # not the deleted ones that git still tracks
+
+
+def test_what_the_package_imports_is_declared():
+    """Standard library, itself, and the dependencies of the project or of an extra."""
+    names = {"sklearn": "scikit-learn", "sentence_transformers": "sentence-transformers"}
+    extras = {r.name for extra in PROJECT["optional-dependencies"].values() for r in map(Requirement, extra)}
+    known = RUNTIME.keys() | extras | {"verl", "sapo"}
+    found = set()
+    for path in (ROOT / "sapo").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                found.add(node.module.partition(".")[0])
+    assert {names.get(name, name) for name in found - sys.stdlib_module_names} <= known
 
 
 def test_constraints_pin_every_dependency_within_its_range():

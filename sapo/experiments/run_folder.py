@@ -316,13 +316,16 @@ def provenance() -> dict[str, Any]:
 
 
 def _commit(root: Path) -> str | None:
-    """The commit that is checked out, marked where files differ from it; None outside a checkout or without git."""
+    """The commit of sapo's own checkout, marked where files differ from it; None elsewhere (a repository may surround a
+    virtual environment) or without git."""
     answers = []
-    for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"]):
+    for command in (["rev-parse", "--show-toplevel"], ["rev-parse", "HEAD"], ["status", "--porcelain", "-uno"]):
         try:
             answer = subprocess.run(["git", *command], cwd=root, capture_output=True, text=True, check=True)
         except (FileNotFoundError, subprocess.CalledProcessError):
             return None
         answers.append(answer.stdout.strip())
-    commit, changes = answers
+    top, commit, changes = answers
+    if Path(top).resolve() != root:
+        return None
     return f"{commit}-dirty" if changes else commit
