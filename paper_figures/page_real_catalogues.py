@@ -122,6 +122,10 @@ def main(record: Record) -> list[Page]:
         "## Verdicts",
         table,
         bullets(said),
+        "That thinking need not pay is known elsewhere: [OneReason](https://arxiv.org/abs/2606.06260) reports that "
+        "earlier models of its authors had no advantage from it, and [arXiv 2602.16587]"
+        "(https://arxiv.org/abs/2602.16587) is about why it hurts. [The reasoning world](reasoning-world.md) is one in "
+        "which it pays.",
         "## What the policies have learnt",
         "Exact match (by SID) of the first item, on rows that stages 1 and 2 were trained on and on rows they never "
         "saw.",

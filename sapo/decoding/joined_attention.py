@@ -4,7 +4,7 @@ Flash attention is told its queries and one lot of keys. Asked about either lot 
 logarithm of the sum of their weights; the softmax over both is the two averages in proportion to the two sums. The
 backward pass of flash attention recomputes weights as exp(score - log of the sum), so that given the output and the
 sum *of both lots* it returns for each lot the gradient of the whole. (The splitting of keys is that of flash-decoding
-and ring attention, arXiv 2310.01889.)
+and ring attention, arXiv 2310.01889; the joining is FlashInfer's `merge_state`, arXiv 2501.01005.)
 """
 
 from collections.abc import Sequence

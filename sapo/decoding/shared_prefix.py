@@ -11,6 +11,10 @@ are whose:
 
 Both compute what the model would compute on each row alone, for any model whose every layer is attention that goes
 through transformers' `AttentionInterface` (Qwen3, Llama, Gemma, ...), sliding windows included.
+
+The idea is known: in training as Prefix Grouper (arXiv 2506.05433, in verl), in decoding as Hydragen (arXiv 2402.05099)
+and cascade attention (FlashInfer, arXiv 2501.01005). What is ours is the CPU, gradients that are exact to rounding, and
+windows.
 """
 
 from collections.abc import Iterator
