@@ -91,7 +91,15 @@ def over_grpo(data: pd.DataFrame, method: str, parameters: str) -> Interval:
     rows = data[(data["parameters"] == parameters) & data["steps"].isin(SHOWN) & (data["goal"] == "exact")]
     worths = rows.pivot_table("worth", START, "method")
     ratio = (worths[method] / worths["grpo"]).dropna()
-    return Interval(*np.exp(seed_interval(np.log(ratio[ratio > 0].to_numpy()))))
+    return _geometric(ratio)
+
+
+def _geometric(ratios: pd.Series) -> Interval:
+    """Their geometric mean; nothing where one is no positive number, since a mean of the others would be too kind."""
+    logs = np.log(ratios.where(ratios > 0))
+    if not len(logs) or not np.isfinite(logs).all():
+        return NOTHING
+    return Interval(*np.exp(seed_interval(logs.to_numpy())))
 
 
 def of_gradients(gradients: pd.DataFrame, methods: pd.DataFrame) -> pd.DataFrame:
@@ -106,12 +114,11 @@ def of_gradients(gradients: pd.DataFrame, methods: pd.DataFrame) -> pd.DataFrame
             own = of_world[of_world["method"] == method].set_index("seed")
             row = dict(zip(ONE_WORLD, world, strict=True)) | {"method": method_label(method), "seeds": len(own)}
             for column in ("signal", "cosine", "gain"):
-                found = seed_interval(own[column].to_numpy())
+                known = own[column][np.isfinite(own[column])]
+                found = seed_interval(known.to_numpy()) if len(known) else NOTHING
                 row |= {column: found.value, f"{column} half": found.half}
             for column in MEASURED:
-                ratio = (own[column] / grpo[column]).dropna()
-                ratio = ratio[ratio > 0]
-                found = Interval(*np.exp(seed_interval(np.log(ratio.to_numpy())))) if len(ratio) else NOTHING
+                found = _geometric(own[column] / grpo[column])
                 row |= {f"{column} over GRPO": found.value, f"{column} from": found.low, f"{column} to": found.high}
             rows.append(row)
     return pd.DataFrame(rows)
@@ -165,9 +172,9 @@ def agreement(data: pd.DataFrame) -> pd.DataFrame:
 
 
 def by_start(data: pd.DataFrame) -> pd.DataFrame:
-    """A row a (start, method): means over seeds of log worth and gain, their ranks within the start (1 is best), and by
-    how many ranks training differs from the last prediction there is (positive: better than predicted). Of the seeds
-    that every method of a start has."""
+    """A row a (start, method): means over seeds of log worth and gain, their ranks within the start (1 is best), and
+    by how many ranks training differs from the last prediction that all have (positive: better than predicted). Of the
+    seeds that every method of a start has."""
     data = data[data["steps"].isin(SHOWN) & (data["goal"] == "exact") & (data["worth"] > 0)]
     assumed = [parameters for parameters in PANELS if parameters in set(data["parameters"])]
     rows = []
@@ -202,7 +209,8 @@ def by_start(data: pd.DataFrame) -> pd.DataFrame:
             ascending=False
         )
     table["rank in training"] = groups["gain"].rank(ascending=False)
-    table["ranks apart"] = table[f"rank predicted, {assumed[-1]}"] - table["rank in training"]
+    complete = [name for name in assumed if table[f"log10 worth, {name}"].notna().all()]  # ranks of the same methods
+    table["ranks apart"] = table[f"rank predicted, {complete[-1]}"] - table["rank in training"] if complete else np.nan
     return table.drop(columns="early gain") if table["early gain"].isna().all() else table
 
 
@@ -260,8 +268,11 @@ def main(out: Path, results: Path | None = None) -> list[Artefact]:
     table = gains(read_results(path), looks)
     data, directions = predictions(rollouts.astype(dict.fromkeys(numbers, int)), table), None
     if (given := path.parent / "gradients.csv").is_file():
-        values = ["seed", "signal", "cosine", *MEASURED]
-        directions = to_numbers(read_csv(given, (*ONE_WORLD, "objective", "goal", *values)), values, str(given))
+        values = ["seed", *MEASURED]  # signal and cosine may be no number where there is little of either
+        columns = (*ONE_WORLD, "objective", "goal", "signal", "cosine", *values)
+        directions = to_numbers(read_csv(given, columns), values, str(given))
+        for name in ("signal", "cosine"):
+            directions[name] = pd.to_numeric(directions[name], errors="coerce")
         data = pd.concat([data, measured(directions, table)], ignore_index=True)
     artefacts = []
     worlds = list(data.groupby("dataset"))
@@ -298,8 +309,8 @@ def main(out: Path, results: Path | None = None) -> list[Artefact]:
                 f"{dataset}. {model} Logarithms and gains are means over the seeds that all methods "
                 "have, with half widths of 95 % t intervals. "
                 "Ranks are of the methods of one start; methods that the theory cannot tell apart share theirs. Ranks "
-                "apart: by how many training is better (or, negative, worse) than the last of these columns says, at "
-                f"most {starts['ranks apart'].abs().max():g}."
+                "apart: by how many training is better (or, negative, worse) than the last column that all have "
+                f"says, at most {starts['ranks apart'].abs().max():g}."
             )
             name = f"table_theory{suffix}"
             files = save_table(starts, out, name, caption)

@@ -75,7 +75,8 @@ OF_GRADIENTS = (
     "Signal: ||E[g]||^2 / E ||g||^2, what is left of g if batches are averaged; the rest is noise.",
     "Cosine: between E[g] and the gradient of the probability of an exact match.",
     "Worth: what a step of the best length gains in exact matches, over GRPO's at the same start, as a geometric mean "
-    "with its 95 % interval; with Adam, where each parameter's gradient is divided by its own size.",
+    "with its 95 % interval; for plain gradient steps, and for those of Adam without momentum, where each parameter's "
+    "gradient is divided by its own size.",
 )
 Worlds = list[tuple[World, pd.DataFrame]]
 
@@ -205,8 +206,7 @@ def gradients_table(record: Record, world: World) -> list[str]:
     """What an update of each objective knows at the starts of a world; nothing where it was not measured."""
     if record.gradients is None or (table := of_world(record.gradients, world)).empty:
         return []
-    trained_gains = gains(of_world(record.results, world))
-    found = of_gradients(table, trained_gains)
+    found = of_gradients(table, gains(of_world(record.results, world)))
     lines = [
         {
             "method": row["method"].removesuffix(" (step-aligned)"),
@@ -219,22 +219,51 @@ def gradients_table(record: Record, world: World) -> list[str]:
         }
         for row in found.sort_values("gain", ascending=False).to_dict("records")
     ]
-    reduced = over_grpo(predictions(of_world(record.rollouts, world), trained_gains), "sapo", "shared")
-    ours = found[found["method"] == method_label("sapo")].iloc[0]
-    grpo = found[found["method"] == method_label("grpo")].iloc[0]
-    why = (
-        f"SAPO over GRPO: {times(reduced)} times by the reduced world of the laboratory, "
-        f"{ours['adam_worth over GRPO']:.3g} times by the policy's own gradients with Adam, "
-        f"{ours['gain'] / grpo['gain']:.3g} times in training. The reduced world has a parameter a step: averaged over "
-        f"{BASE.stage3.prompts} prompts it leaves direction alone to count, in which objectives hardly differ. An "
-        f"update of the policy carries the noise of all its parameters, and what differs is the signal."
-    )
     return [
         "What one update knows at the start, measured on the policy's own gradients g of batches of rollouts:",
         markdown_table(pd.DataFrame(lines)),
         bullets(OF_GRADIENTS),
-        why,
+        *theory_and_training(record, world, found),
     ]
+
+
+def theory_and_training(record: Record, world: World, found: pd.DataFrame) -> list[str]:
+    """SAPO's worth over GRPO's three ways, and why the first is another where it is; nothing where one is not known.
+
+    Args:
+        found: as of `of_gradients`.
+    """
+    methods = found.set_index("method")
+    if not {method_label("sapo"), method_label("grpo")} <= set(methods.index):
+        return []
+    ours, grpo = methods.loc[method_label("sapo")], methods.loc[method_label("grpo")]
+    if not min(ours["gain"], grpo["gain"]) > 0:
+        return []
+    reduced = over_grpo(
+        predictions(of_world(record.rollouts, world), gains(of_world(record.results, world))), "sapo", "shared"
+    )
+    own = Interval(*(ours[f"adam_worth {name}"] for name in ("over GRPO", "from", "to")))
+    said = (
+        f"SAPO over GRPO: {times(reduced)} times by the reduced world of the laboratory, {times(own)} times by the "
+        f"policy's own gradients with Adam, {ours['gain'] / grpo['gain']:.3g} times in training."
+    )
+    if own.low > reduced.high:
+        said += (
+            f" The reduced world has a parameter a step: averaged over {BASE.stage3.prompts} prompts, its updates are "
+            f"nearly free of noise, and direction alone counts. An update of the policy carries the noise of all its "
+            f"parameters, so that its signal counts too."
+        )
+    return [said]
+
+
+def batches_of(record: Record, worlds: Worlds, axis: str) -> int | None:
+    """On how many batches gradients of an axis's objectives were measured; None where they were not."""
+    if record.gradients is None:
+        return None
+    tables = [of_world(record.gradients, world) for world, _ in worlds if axis in world.axes]
+    found = pd.concat(tables) if tables else record.gradients.head(0)
+    found = found[found["objective"].isin(AXES[axis].methods)]
+    return None if found.empty else int(found["batches"].max())
 
 
 def of_looks(record: Record, world: World) -> tuple[dict[str, str], pd.DataFrame]:
@@ -358,7 +387,7 @@ def main(record: Record) -> list[Page]:
         blocks += made
         figures += shown
         if made and any(axis in world.axes for world, _ in worlds):
-            lines.append(study_command(axis))
+            lines.append(study_command(axis, batches_of(record, worlds, axis)))
     for world, rows in worlds:
         if not world.axes:
             of_this = drawn(record, world, rows, FIGURES if world.preset == "quick" else ())

@@ -242,9 +242,10 @@ class Scores:
         return {pair: gain for pair in pairs if (gain := self.gain(*pair)) is not None}
 
 
-def study_command(axis: str) -> str:
-    """What runs an axis of the study again and adds it to the record."""
-    return f"sapo study {axis} --out my/results --record paper_figures/data"
+def study_command(axis: str, batches: int | None = None) -> str:
+    """What runs an axis of the study again and adds it to the record, with gradients on so many batches."""
+    gradients = "" if batches is None else f" --gradients {batches}"
+    return f"sapo study {axis}{gradients} --out my/results --record paper_figures/data"
 
 
 def headings(worlds: Sequence[tuple[World, pd.DataFrame]]) -> list[str]:

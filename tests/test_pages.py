@@ -248,14 +248,24 @@ def test_gradients_at_the_start_are_shown_where_they_were_measured(study):
     assert page_reasoning_world.gradients_table(study, world) == []
     place = {"dataset": "reasoning", "split": "leave_one_out", "preset": "study", "goal": "exact"}
     rows = [
-        place | {"seed": seed, "objective": name, "signal": 0.5, "cosine": 0.9, "worth": worth, "adam_worth": 1.0}
+        place
+        | {
+            "seed": seed,
+            "objective": name,
+            "batches": 64,
+            "signal": 0.5,
+            "cosine": 0.9,
+            "worth": worth,
+            "adam_worth": 1.0,
+        }
         for name, worths in {"grpo": (1, 1, 1), "sapo": (4, 9, 16)}.items()
         for seed, worth in enumerate(worths)
     ]
-    pd.DataFrame(rows).to_csv(study.folder / "gradients.csv", index=False)
+    pd.DataFrame(rows).assign(adam_worth=1.0).to_csv(study.folder / "gradients.csv", index=False)
     (page,) = page_reasoning_world.main(Record(study.folder))
     shown = "| SAPO | 0.50 ± 0.00 | 0.90 ± 0.00 | 8.32 [1.47, 46.9] | 1.00 [1.00, 1.00] |"
     assert shown in page.text
+    assert "sapo study base --gradients 64 --out my/results" in page.text
 
 
 def test_figures_of_the_study_are_those_that_their_scripts_draw(study, tmp_path_factory):

@@ -112,7 +112,8 @@ def test_stability_is_judged_over_seeds(made):
     # t of 2 degrees of freedom at .975 is 4.303; the sd of .5, .4, .6 is .1
     assert (fall.low, fall.high) == pytest.approx((-0.5 - 4.303 * 0.1 / 3**0.5, -0.5 + 4.303 * 0.1 / 3**0.5), abs=1e-3)
     assert share.value == -1  # none of SAPO's rates ends below the start, each of GRPO's does
-    assert fall.verdict == share.verdict == "holds"
+    assert fall.verdict == "holds"
+    assert share.verdict == "undecided"  # alike in three seeds, a sign that comes by chance with 2 x .5^3 = .25
 
 
 def test_holm_corrects_over_the_rows_of_a_claim():
@@ -162,4 +163,4 @@ def test_the_mass_that_the_trie_keeps_is_a_mean_over_levels_and_seeds(tmp_path):
     (found,) = training_claims.kept_mass(tmp_path)
     assert found.value == pytest.approx(0.805)
     assert found.high - found.value == pytest.approx(4.302653 * 0.005 / 3**0.5)
-    assert found.verdict == "keeps 80%"
+    assert found.verdict == "keeps 80.5%"

@@ -30,6 +30,7 @@ VALID_SID_BONUS = 0.1  # SIDReasoner's reward for a SID of the catalogue
 VERIFIED = 10.0  # Tulu 3's reward for a verified answer
 # Of step credit in groups whose outcome says nothing: chosen among 1, 1/2 and 1/4 in two worlds of the laboratory.
 SILENT_WEIGHT = 0.5
+STEP_REWARDS = ("match", "gated", "first_error")  # one number a step; the others are one a completion
 CHOICES = {
     "reward": ("exact", "verified", "sign", "ranking", "graded", "match", "gated", "first_error", "best_of_beam"),
     "credit": ("trajectory", "step", "token"),
@@ -106,7 +107,7 @@ class Objective:
             or self.scale in ("batch", "batch_centred")
         ):
             raise InputError("outcome_first compares the completions of a group, and goes with no other extra.")
-        by_step, stepwise = self.credit == "step", self.reward in ("match", "gated", "first_error")
+        by_step, stepwise = self.credit == "step", self.reward in STEP_REWARDS
         by_trajectory = self.credit == "trajectory"
         for name, fits, what in (
             ("across_steps", by_step, "step credit"),
@@ -141,7 +142,7 @@ class Objective:
             if beams is None:
                 raise InputError("the reward 'best_of_beam' needs beams: the SIDs after each completion's thought.")
             return best_of_beam(beams, target)
-        if self.reward in ("match", "gated", "first_error"):
+        if self.reward in STEP_REWARDS:
             reward = (
                 first_error(predicted, target)
                 if self.reward == "first_error"

@@ -3,9 +3,10 @@
 `sapo.lab.predicted` says it of a reduced world, in which a step has one logit. Here nothing is reduced: g is the
 descent direction of the objective's loss on one batch of rollouts, over all P parameters of the policy, and h the
 score-function estimate of grad J on it, J being the goal. With curvature L in all directions, a step along g of the
-best length gains (E[g] . grad J)^2 / (2 L E ||g||^2), as in the reduced world. Adam divides each parameter's gradient
-by its own size, so that its steps have one length whatever the objective: the best of them gains
-(sum_i E[g_i] (grad J)_i / sqrt E[g_i^2])^2 / (2 L P).
+best length gains (E[g] . grad J)^2 / (2 L E ||g||^2), as in the reduced world. Adam without momentum divides each
+parameter's gradient by its own size, so that its steps have one length whatever the objective: the best of them gains
+(sum_i E[g_i] (grad J)_i / sqrt E[g_i^2])^2 / (2 L P), P being the parameters that move. Momentum averages noise away
+over some steps and is left out, as is all that changes once training is under way.
 
 Batches are independent, so E[g] . grad J is the mean of g_b . h_c over batches b != c; with b = c it would be biased.
 """
@@ -85,7 +86,8 @@ def measure_gradients(
     Returns:
         A row an (objective, goal): along (E[g] . grad J), size (E ||g||^2), signal (||E[g]||^2 / size: the rest is
         noise), cosine (between E[g] and grad J), worth (along^2 / size) and adam_worth, which are gains times 2 L.
-        Signal and cosine are ratios of unbiased estimates: from few batches they may leave [0, 1], or be nan.
+        Signal and cosine are ratios of unbiased estimates: from few batches they may leave [0, 1], or be nan. Worths
+        are squares of them, so that noise makes them larger, most where there is little signal.
 
     Raises:
         InputError: fewer than 2 batches or completions, an objective that does not learn from given rollouts.

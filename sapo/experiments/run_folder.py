@@ -232,7 +232,7 @@ class RunFolder:
         lines = [
             f"# {self.row['method']}, seed {self.row['seed']}",
             "",
-            "Data: {dataset}, split {split}, preset {preset}.".format(**self.row) + f" Code: sapo {version('sapo')}.",
+            "Data: {dataset}, split {split}.".format(**self.row) + f" Code: sapo {version('sapo')}.",
             "",
             "It recommends items of this catalogue alone, was trained at small scale for research, and must not be "
             "evaluated on another split of the data: its training rows may hold those targets.",

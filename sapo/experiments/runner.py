@@ -112,8 +112,7 @@ def check_out(job: Job) -> None:
     """
     if (path := Path(job.out) / "results.csv").is_file():
         results = read_results(path)
-        runs = read_runs(Path(job.out))
-        runs = runs[runs["run"].map(lambda run: Path(run).name).isin(results["run"])]
+        runs = _with_numbers(read_runs(Path(job.out)), results)
         ours = references_folder(job)
         now = {"dataset": ours.row["dataset"], "split": ours.row["split"], "run": "this run", "data": ours.data}
         check_data(pd.concat([pd.DataFrame([now]), runs]), job.out)
@@ -207,9 +206,10 @@ def measure_starts(
         InputError: as `measure_gradients`; a stage 2 that is not finished.
     """
     folders = {seed: supervised_folder(job, seed, "stage2") for seed in job.recipe.seeds}
+    how = tuple(objectives), batches
     with Crew(workers) as crew:
         tasks = [
-            Task(measure_start, (job, seed, tuple(objectives), batches), not unmeasured(folder, objectives, batches))
+            Task(measure_start, (job, seed, *how), not unmeasured(folder, *how, job.recipe.stage3.prompts))
             for seed, folder in folders.items()
         ]
         crew.work(tasks, tell)
@@ -246,8 +246,7 @@ def publish(out: str | Path, record: str | Path) -> list[Path]:
     results = read_results(out / "results.csv")
     results = results[~results["metric"].str.contains(UNRECORDED)]
     results = results.assign(value=[float(f"{value:.{DIGITS}g}") for value in results["value"]])
-    runs = read_runs(out)
-    runs = runs[runs["run"].map(lambda run: Path(run).name).isin(results["run"])]
+    runs = _with_numbers(read_runs(out), results)
     written = ["results.csv", *(name for name in KEYS if (out / name).is_file())]  # baselines have no curves
     with updating(record):
         runs = pd.concat([others(read_recorded_runs(record), runs, [*WORLD, "method"]), runs])
@@ -305,6 +304,13 @@ def check_data(runs: pd.DataFrame, where: str | Path) -> None:
                 f"{where}: {one} and {other} saw different files under the one name {dataset!r} ({split}), and their "
                 f"rows must not be compared. Use another --out, or give one of the folders another name."
             )
+
+
+def _with_numbers(runs: pd.DataFrame, results: pd.DataFrame) -> pd.DataFrame:
+    """The runs that rows of results name; presets may have runs of one name."""
+    named = set(results[[*WORLD, "run"]].astype(str).itertuples(index=False, name=None))
+    ours = runs[WORLD].astype(str).assign(run=runs["run"].map(lambda run: Path(run).name))
+    return runs[[key in named for key in ours.itertuples(index=False, name=None)]]
 
 
 def _keys(runs: pd.DataFrame) -> list[tuple[str, ...]]:

@@ -1,7 +1,5 @@
 """What one run does, from data to a folder with its numbers: a supervised stage, stage 3, what systems do instead, and
-the test; and where each lives.
-
-A run's folder depends on everything that decides its result. A run that is finished is not done again.
+the test. A run that is finished is not done again.
 """
 
 import gc

@@ -101,7 +101,7 @@ def measure_start(job: Job, seed: int, objectives: Sequence[str], batches: int) 
         InputError: a stage 2 that is not finished.
     """
     folder, settings = supervised_folder(job, seed, "stage2"), job.recipe.stage3
-    missing = unmeasured(folder, objectives, batches)
+    missing = unmeasured(folder, objectives, batches, settings.prompts)
     if not folder.finished:
         raise InputError(f"{folder.path}: stage 2 is not finished, so its gradients cannot be measured.")
     found = measure_gradients(
@@ -117,14 +117,14 @@ def measure_start(job: Job, seed: int, objectives: Sequence[str], batches: int) 
     )
     path = folder.path / "gradients.csv"
     parts = [others(pd.read_csv(path), found, ["objective"])] if path.is_file() else []
-    write_csv(pd.concat([*parts, found.assign(batches=batches)]), path)
+    write_csv(pd.concat([*parts, found.assign(batches=batches, prompts=settings.prompts)]), path)
 
 
-def unmeasured(folder: RunFolder, objectives: Sequence[str], batches: int) -> list[str]:
-    """Those of the objectives whose gradients a stage-2 folder does not have from so many batches."""
+def unmeasured(folder: RunFolder, objectives: Sequence[str], batches: int, prompts: int) -> list[str]:
+    """Those of the objectives whose gradients a stage-2 folder lacks from so many batches of so many prompts."""
     path = folder.path / "gradients.csv"
-    table = pd.read_csv(path) if path.is_file() else pd.DataFrame(columns=["objective", "batches"])
-    known = set(table.loc[table["batches"] >= batches, "objective"])
+    table = pd.read_csv(path) if path.is_file() else pd.DataFrame(columns=["objective", "batches", "prompts"])
+    known = set(table.loc[(table["batches"] >= batches) & (table["prompts"] == prompts), "objective"])
     return [name for name in objectives if name not in known]
 
 
