@@ -212,6 +212,7 @@ def test_what_another_preset_has_trained_is_copied(finished, tmp_path, monkeypat
         assert weights[0] == weights[1]
         metrics = [folder.table("metrics.csv") for folder in (theirs, ours)]
         assert set(metrics[1]["preset"]) == {"other"}
+        assert "preset other. Code" in (ours.policy / "README.md").read_text("utf-8")
         pd.testing.assert_frame_equal(*(table.drop(columns="preset") for table in metrics))
     longer = replace(other.recipe, stage2=replace(TINY.stage2, updates=9))
     assert not folders.supervised_folder(replace(other, recipe=longer), 0, "stage2").take_over()

@@ -168,6 +168,10 @@ class RunFolder:
             for path in (*folder.glob("*.csv"), *folder.glob("*.csv.gz")):
                 if "preset" in (table := pd.read_csv(path)):
                     write_csv(table.assign(preset=self.row["preset"]), path)
+            if (card := folder / "policy" / "README.md").is_file():
+                text = card.read_text("utf-8")
+                theirs, ours = (f", preset {row['preset']}. Code" for row in (manifest, self.row))
+                card.write_text(text.replace(theirs, ours, 1), "utf-8")
             (folder / "run.json").write_text(json.dumps(manifest | self.row, indent=1) + "\n")
         return True
 
@@ -232,7 +236,7 @@ class RunFolder:
         lines = [
             f"# {self.row['method']}, seed {self.row['seed']}",
             "",
-            "Data: {dataset}, split {split}.".format(**self.row) + f" Code: sapo {version('sapo')}.",
+            "Data: {dataset}, split {split}, preset {preset}.".format(**self.row) + f" Code: sapo {version('sapo')}.",
             "",
             "It recommends items of this catalogue alone, was trained at small scale for research, and must not be "
             "evaluated on another split of the data: its training rows may hold those targets.",
