@@ -1,4 +1,4 @@
-"""Every policy objective of the field as a point in a small space, and the one loss that reads it.
+"""Every policy objective of the field as a point in a small space; one loss reads it (`sapo.credit.loss`).
 
 An objective is a reward, the unit that gets credit, how credit is normalised, the unit of the importance ratio, and how
 token losses are averaged. SAPO is GRPO with three of these changed:

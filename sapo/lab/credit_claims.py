@@ -26,8 +26,6 @@ from sapo.lab.world import SidWorld
 
 RIVALS = (("grpo_graded", "graded GRPO"), ("grpo_step_reward", "GRPO with the same step rewards, summed"))
 WORLDS = range(8)  # seeds of the laboratory's worlds
-
-
 OTHER_WORLDS = range(8, 16)  # than those that sapo_fallback was found in
 
 

@@ -1,4 +1,4 @@
-"""A world small enough to enumerate: exact gradients of every objective, in float64, without a sample.
+"""Exact gradients of every objective in a world that is enumerated (`sapo.lab.world`), in float64, without a sample.
 
 A trajectory y is K thinking blocks of one word each, then K SID tokens. The G completions of a group are independent,
 so the expected update of an objective is a finite sum,

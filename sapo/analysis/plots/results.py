@@ -1,4 +1,4 @@
-"""Figures: tidy data in, Axes out. Nothing here shows or saves, and a method has one colour everywhere.
+"""Results of methods: tidy data in, Axes out. Nothing here shows or saves; a method has one colour everywhere.
 
 Where a number comes from decides its line: measured is solid (dashed with a single seed), exact dash-dotted, published
 dotted. Intervals are 95 % t intervals over seeds.
